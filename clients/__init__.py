@@ -1,0 +1,1 @@
+"""Client procedures: how a client turns a task into an update."""

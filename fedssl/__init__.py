@@ -1,0 +1,1 @@
+"""Federated learning without labels, with privacy that can be believed."""

@@ -1,0 +1,1 @@
+"""What an encoder is worth: retrieval and nearest neighbours."""

@@ -1,0 +1,1 @@
+"""Encoders, and the bundle whose tensor-name prefixes say what is shared."""

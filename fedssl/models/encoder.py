@@ -1,0 +1,27 @@
+"""What every encoder offers: a feature map, and its pooled feature."""
+
+from typing import cast
+
+from torch import Tensor, nn
+
+
+class Encoder(nn.Module):
+    """An encoder of clips `[batch, channels, frames, height, width]`; an image is a clip of one frame.
+
+    Args:
+        body: Maps clips to a feature map `[batch, feature_dim, frames', height', width']`.
+        feature_dim: Width of the pooled feature.
+    """
+
+    def __init__(self, body: nn.Module, feature_dim: int) -> None:
+        super().__init__()
+        self.body = body
+        self.feature_dim = feature_dim
+
+    def feature_map(self, clips: Tensor) -> Tensor:
+        """Return the last convolutional map `[batch, feature_dim, frames', height', width']`."""
+        return cast(Tensor, self.body(clips))
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Return the mean-pooled feature `[batch, feature_dim]`."""
+        return self.feature_map(clips).mean(dim=(2, 3, 4))

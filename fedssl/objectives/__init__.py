@@ -1,0 +1,1 @@
+"""Local objectives: one file each, a pure loss and a thin module around it."""

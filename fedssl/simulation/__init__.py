@@ -1,0 +1,1 @@
+"""Flower grids on this machine: Ray and in-process."""

@@ -1,0 +1,1 @@
+"""The local loop, optimizers and schedules."""

@@ -1,0 +1,1 @@
+"""Server rules: how updates become the next global model."""
