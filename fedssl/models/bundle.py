@@ -1,0 +1,96 @@
+"""A backbone with an objective's modules, whose tensor-name prefixes say what is shared."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fedssl.arrays import Arrays
+from fedssl.models.encoder import Encoder
+from fedssl.objectives.objective import Objective
+from fedssl.seeding import torch_stream
+
+BACKBONE = "backbone"
+
+
+def build_bundle(make_encoder: Callable[[], Encoder], objective: Objective, seed: int) -> nn.ModuleDict:
+    """Return the encoder as "backbone" beside the groups of `objective.build`.
+
+    Args:
+        make_encoder: Returns a freshly initialised encoder.
+        objective: Owner of the other groups.
+        seed: The run's seed; the same seed gives the same tensors, and the global generator is left as it was.
+
+    Returns:
+        Modules by group; a tensor's name starts with its group.
+
+    Raises:
+        ValueError: If the objective calls a group "backbone".
+    """
+    with torch_stream(seed, "init"):
+        encoder = make_encoder()
+        groups = objective.build(encoder)
+    if BACKBONE in groups:
+        raise ValueError(f"objective must not build a group named {BACKBONE!r}")
+    return nn.ModuleDict({BACKBONE: encoder, **groups})
+
+
+def arrays(model: nn.ModuleDict, groups: Collection[str] | None) -> dict[str, NDArray[Any]]:
+    """Return copies of the tensors of `groups`, parameters and buffers, in the order of the state dict.
+
+    Args:
+        model: A bundle.
+        groups: Names of groups; None means all of them.
+
+    Returns:
+        Arrays by tensor name, e.g. "backbone.body.0.0.weight".
+
+    Raises:
+        ValueError: If a group is not of `model`.
+    """
+    wanted = set(model.keys()) if groups is None else set(groups)
+    unknown = sorted(wanted - set(model.keys()))
+    if unknown:
+        raise ValueError(f"groups must be among {', '.join(sorted(model.keys()))}, got {', '.join(unknown)}")
+    state = model.state_dict()
+    return {name: state[name].cpu().numpy().copy() for name in state if name.split(".")[0] in wanted}
+
+
+def load(model: nn.Module, arrays: Arrays) -> None:
+    """Copy `arrays` into the tensors of the same names, in place; the other tensors stay as they are.
+
+    Nothing is copied unless everything fits.
+
+    Args:
+        model: The owner of the tensors.
+        arrays: Values by tensor name.
+
+    Raises:
+        ValueError: If a name is unknown, or a shape or a dtype differs from the tensor's.
+    """
+    state = model.state_dict()
+    for name, array in arrays.items():
+        if name not in state:
+            raise ValueError(f"{name} is not a tensor of the model")
+        _check(name, array, state[name])
+    with torch.no_grad():
+        for name, array in arrays.items():
+            state[name].copy_(torch.from_numpy(np.array(array)))
+
+
+def buffer_names(model: nn.Module) -> frozenset[str]:
+    """Return the names in the state dict that no optimizer trains, e.g. running means."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return frozenset(model.state_dict()) - parameters
+
+
+def _check(name: str, array: NDArray[Any], tensor: torch.Tensor) -> None:
+    """Raise ValueError unless `array` can replace `tensor`."""
+    if array.shape != tuple(tensor.shape):
+        raise ValueError(f"{name} must have shape {tuple(tensor.shape)}, got {array.shape}")
+    dtype = torch.empty(0, dtype=tensor.dtype).numpy().dtype
+    if array.dtype != dtype:
+        raise ValueError(f"{name} must have dtype {dtype}, got {array.dtype}")

@@ -1,0 +1,95 @@
+"""One page that tells a run, readable without a network."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedssl.report.closing import cost_rows, score_rows
+from fedssl.report.plots import loss_curve, partition_plot, score_curves
+from fedssl.report.records import RoundRecord, RunResult
+from fedssl.report.rundir import RunDirectory
+from fedssl.report.template import STYLE, TEMPLATE
+from fedssl.report.units import human_bytes, human_number, human_seconds
+
+REPORT = "report.html"
+
+
+def write_report(
+    rundir: RunDirectory,
+    config_yaml: str,
+    records: Sequence[RoundRecord],
+    result: RunResult,
+    counts: NDArray[np.integer] | None,
+    classes: Sequence[str],
+) -> None:
+    """Write report.html into the run directory.
+
+    Args:
+        rundir: Where to write.
+        config_yaml: The resolved configuration.
+        records: The rounds in order.
+        result: What the run came to.
+        counts: `[clients, classes]` number of examples; None leaves the partition out.
+        classes: Name of each class.
+
+    Raises:
+        ValueError: If `counts` is not `[clients, len(classes)]`.
+    """
+    from markupsafe import Markup
+
+    plots = [Markup(svg) for svg in (score_curves(records, result.untrained_scores), loss_curve(records)) if svg]
+    partition = Markup("" if counts is None else partition_plot(counts, classes))
+    header, rows = _round_rows(records)
+    page = {
+        "title": rundir.path.resolve().name,
+        "lead": f"{result.status}, {result.rounds_completed} rounds, {human_seconds(result.seconds)}",
+        "curves": plots,
+        "partition": partition,
+        "round_header": header,
+        "rounds": rows,
+        "config_yaml": config_yaml,
+        **_tables(records, result),
+    }
+    rundir.write_text(REPORT, _render(page))
+
+
+def _tables(records: Sequence[RoundRecord], result: RunResult) -> dict[str, object]:
+    failures = [failure for record in records for failure in record.failures]
+    return {
+        "scores": score_rows(result),
+        "costs": cost_rows(result),
+        "privacy": [list(guarantee.items()) for guarantee in result.privacy or []],
+        "failures": [(failure.round, failure.partition, failure.reason) for failure in failures],
+        "versions": list(result.versions.items()),
+        "model_sha256": result.model_sha256,
+    }
+
+
+def _round_rows(records: Sequence[RoundRecord]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and a row a round; a column for every score that some round has."""
+    scores = list(dict.fromkeys(name for record in records for name in record.scores))
+    header = ["round", *scores, "loss", "epsilon", "clients", "failures", "up", "down", "time"]
+    rows = [
+        [
+            str(record.round),
+            *(human_number(record.scores.get(name)) for name in scores),
+            human_number(record.metrics.get("loss")),
+            human_number(record.epsilon),
+            str(len(record.clients)),
+            str(len(record.failures)),
+            human_bytes(record.bytes_up),
+            human_bytes(record.bytes_down),
+            human_seconds(record.seconds),
+        ]
+        for record in records
+    ]
+    return header, rows
+
+
+def _render(page: Mapping[str, object]) -> str:
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return environment.from_string(TEMPLATE).render({**page, "style": Markup(STYLE)}) + "\n"

@@ -1,0 +1,156 @@
+"""The only file that knows record keys: typed values on one side, Flower records on the other."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any, cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from fedssl.arrays import Arrays
+
+Setting = int | float | bool | str
+_EXTRA = "extra."
+
+
+@dataclass(frozen=True, slots=True)
+class TrainTask:
+    """What a server asks of a client in a round.
+
+    Attributes:
+        round: From 1 on.
+        num_rounds: Rounds of the whole run, for schedules.
+        seed: The run's seed.
+        arrays: Global model tensors by name.
+        settings: Named values that a strategy adds for the client procedure.
+        extras: Named groups of arrays beside the model (control variates, centroids).
+    """
+
+    round: int
+    num_rounds: int
+    seed: int
+    arrays: Arrays
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    extras: Mapping[str, Arrays] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalUpdate:
+    """What a client answers.
+
+    Attributes:
+        partition: The client.
+        arrays: Tensors by name, the same names as the task's.
+        num_examples: Examples trained on; 0 says "nothing to contribute".
+        metrics: Named numbers; "loss" is the mean training loss.
+        extras: Named groups of arrays beside the model.
+    """
+
+    partition: int
+    arrays: Arrays
+    num_examples: int
+    metrics: Mapping[str, float]
+    extras: Mapping[str, Arrays] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientCard:
+    """Who a client is: its partition, how many examples it holds, and the device it trains on."""
+
+    partition: int
+    num_examples: int
+    device: str
+
+
+def to_record(arrays: Arrays) -> ArrayRecord:
+    """Write arrays by name into a record."""
+    return ArrayRecord({name: Array(np.asarray(value)) for name, value in arrays.items()})
+
+
+def from_record(record: ArrayRecord) -> dict[str, NDArray[Any]]:
+    """Read arrays by name from a record, without copying their bytes."""
+    return {name: _view(array) for name, array in record.items()}
+
+
+def _view(array: Array) -> NDArray[Any]:
+    """Return a read-only view into the .npy bytes of `array`."""
+    header = BytesIO(bytes(memoryview(array.data)[:512]))
+    version = np.lib.format.read_magic(header)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(header)
+    if dtype.hasobject or fortran:
+        return array.numpy()
+    values: NDArray[Any] = np.frombuffer(array.data, dtype, offset=header.tell()).reshape(shape)
+    values.flags.writeable = False
+    return values
+
+
+def write_task(task: TrainTask) -> RecordDict:
+    """Encode a task; one record serves every client of the round."""
+    records: dict[str, ArrayRecord | ConfigRecord] = {
+        "arrays": to_record(task.arrays),
+        "config": ConfigRecord(
+            {"server-round": task.round, "num-rounds": task.num_rounds, "seed": task.seed, **task.settings}
+        ),
+    }
+    records |= {_EXTRA + name: to_record(arrays) for name, arrays in task.extras.items()}
+    return RecordDict(cast(Any, records))
+
+
+def read_task(content: RecordDict) -> TrainTask:
+    """Decode a task."""
+    config = dict(content.config_records["config"])
+    return TrainTask(
+        round=int(cast(int, config.pop("server-round"))),
+        num_rounds=int(cast(int, config.pop("num-rounds"))),
+        seed=int(cast(int, config.pop("seed"))),
+        arrays=from_record(content.array_records["arrays"]),
+        settings=cast("dict[str, Setting]", config),
+        extras=_extras(content),
+    )
+
+
+def write_update(update: LocalUpdate) -> RecordDict:
+    """Encode an update, with the keys that Flower's own strategies expect."""
+    records: dict[str, ArrayRecord | ConfigRecord | MetricRecord] = {
+        "arrays": to_record(update.arrays),
+        "metrics": MetricRecord({"num-examples": update.num_examples, **update.metrics}),
+        "client": ConfigRecord({"partition": update.partition}),
+    }
+    records |= {_EXTRA + name: to_record(arrays) for name, arrays in update.extras.items()}
+    return RecordDict(cast(Any, records))
+
+
+def read_update(content: RecordDict) -> LocalUpdate:
+    """Decode an update."""
+    metrics = dict(content.metric_records["metrics"])
+    return LocalUpdate(
+        partition=int(cast(int, content.config_records["client"]["partition"])),
+        arrays=from_record(content.array_records["arrays"]),
+        num_examples=int(cast(int, metrics.pop("num-examples"))),
+        metrics={name: float(cast(float, value)) for name, value in metrics.items()},
+        extras=_extras(content),
+    )
+
+
+def write_card(card: ClientCard) -> RecordDict:
+    """Encode a client's card."""
+    config = ConfigRecord({"partition": card.partition, "num-examples": card.num_examples, "device": card.device})
+    return RecordDict({"card": config})
+
+
+def read_card(content: RecordDict) -> ClientCard:
+    """Decode a client's card."""
+    config = content.config_records["card"]
+    return ClientCard(
+        partition=int(cast(int, config["partition"])),
+        num_examples=int(cast(int, config["num-examples"])),
+        device=str(config["device"]),
+    )
+
+
+def _extras(content: RecordDict) -> dict[str, Arrays]:
+    named = content.array_records.items()
+    return {key.removeprefix(_EXTRA): from_record(record) for key, record in named if key.startswith(_EXTRA)}

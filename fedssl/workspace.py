@@ -1,0 +1,73 @@
+"""Per-process caches that can be dropped at any time: the data, its partition and the model shell."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fedssl.arrays import Arrays
+from fedssl.config import RunConfig, build
+from fedssl.data.dataset import Splits
+from fedssl.data.partition import partition
+from fedssl.models import bundle
+from fedssl.objectives.objective import Objective
+
+_OPEN: dict[str, "Workspace"] = {}
+
+
+@dataclass
+class Workspace:
+    """What one process builds from a configuration, each thing when it is first asked for."""
+
+    config: RunConfig
+    _initial: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The device that trains here."""
+        return torch.device("cuda" if self.config.engine.num_gpus_per_client > 0 else "cpu")
+
+    @cached_property
+    def splits(self) -> Splits:
+        """Training and held-out examples."""
+        splits: Splits = build(self.config, "data")
+        return splits
+
+    @cached_property
+    def parts(self) -> list[NDArray[np.int64]]:
+        """Example indices of each client."""
+        return partition(self.splits.train, build(self.config, "partition"), self.config.seed)
+
+    @cached_property
+    def objective(self) -> Objective:
+        """The local objective."""
+        objective: Objective = build(self.config, "objective")
+        return objective
+
+    @cached_property
+    def model(self) -> nn.ModuleDict:
+        """The model shell; its values are whatever was loaded last."""
+        model = bundle.build_bundle(lambda: build(self.config, "model"), self.objective, self.config.seed)
+        self._initial.update(bundle.arrays(model, None))
+        model.to(self.device)
+        return model
+
+    @property
+    def initial(self) -> Arrays:
+        """Every tensor of the untrained model, the same in every process."""
+        self.model  # noqa: B018 - building the shell fills the initial values
+        return self._initial
+
+
+def open_workspace(config: RunConfig) -> Workspace:
+    """Return this process's workspace for `config`, and fix what results depend on: threads and kernels."""
+    torch.set_num_threads(config.engine.threads_per_client)
+    torch.use_deterministic_algorithms(True)
+    if config.text not in _OPEN:
+        _OPEN.clear()
+        _OPEN[config.text] = Workspace(config)
+    return _OPEN[config.text]

@@ -1,0 +1,84 @@
+"""Streaming means of updates: memory does not grow with the cohort, and the order of sums is fixed."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedssl.arrays import Arrays
+
+
+class WeightedMean:
+    """A weighted mean of arrays, added one at a time.
+
+    Floating-point tensors are summed in float64 and returned in their own dtype. Integer tensors (step counters) take
+    the largest value seen: a mean of counters would not be an integer.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, NDArray[Any]] = {}
+        self._dtypes: dict[str, np.dtype[Any]] = {}
+        self._weight = 0.0
+
+    def add(self, arrays: Arrays, weight: float) -> None:
+        """Add one update."""
+        self._weight += weight
+        for name, array in arrays.items():
+            if not np.issubdtype(array.dtype, np.floating):
+                self._sums[name] = np.maximum(self._sums[name], array) if name in self._sums else array.copy()
+            elif name in self._sums:
+                self._sums[name] += weight * array.astype(np.float64)
+            else:
+                self._sums[name] = weight * array.astype(np.float64)
+            self._dtypes[name] = array.dtype
+
+    def scale(self, factor: float) -> None:
+        """Multiply every weight so far by `factor`."""
+        self._weight *= factor
+        for name, total in self._sums.items():
+            if np.issubdtype(self._dtypes[name], np.floating):
+                total *= factor
+
+    def result(self) -> dict[str, NDArray[Any]]:
+        """Return the mean.
+
+        Raises:
+            ValueError: No update was added, or the weights sum to zero.
+        """
+        if self._weight <= 0:
+            raise ValueError("no update with a positive weight")
+        return {
+            name: (total / self._weight if np.issubdtype(self._dtypes[name], np.floating) else total).astype(
+                self._dtypes[name]
+            )
+            for name, total in self._sums.items()
+        }
+
+
+class SoftmaxMean:
+    """A mean with weights softmax(-loss), added one at a time; the largest weight so far is the unit."""
+
+    def __init__(self) -> None:
+        self._mean = WeightedMean()
+        self._least = np.inf
+
+    def add(self, arrays: Arrays, loss: float) -> None:
+        """Add one update that reported `loss`."""
+        if loss < self._least:
+            self._mean.scale(float(np.exp(loss - self._least)))
+            self._least = loss
+        self._mean.add(arrays, float(np.exp(self._least - loss)))
+
+    def result(self) -> dict[str, NDArray[Any]]:
+        """Return the mean."""
+        return self._mean.result()
+
+
+def mix(first: Arrays, second: Arrays, share: float) -> dict[str, NDArray[Any]]:
+    """Return share * first + (1 - share) * second; integer tensors are those of `first`."""
+    return {
+        name: (share * array.astype(np.float64) + (1.0 - share) * second[name]).astype(array.dtype)
+        if np.issubdtype(array.dtype, np.floating)
+        else array
+        for name, array in first.items()
+    }

@@ -1,0 +1,39 @@
+"""FedVSSL: loss- and count-weighted averaging of the backbone (Rehman et al., ECCV 2022)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from fedssl.arrays import Arrays
+from fedssl.wire import LocalUpdate
+from strategies.aggregation import SoftmaxMean, WeightedMean, mix
+from strategies.base import Federated
+
+
+class FedVSSL(Federated):
+    """Only the backbone is exchanged; heads stay with their clients.
+
+    The next model is `alpha * loss-weighted + (1 - alpha) * example-weighted` mean, with weights softmax(-loss) and
+    num_examples; with `beta=1` it is then averaged half and half with the previous model from round 2 on.
+
+    Args:
+        alpha: Share of the loss-weighted mean, from 0 to 1.
+        beta: 1 averages with the previous model, 0 does not.
+    """
+
+    def __init__(self, alpha: float = 0.9, beta: int = 1) -> None:
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
+        if beta not in (0, 1):
+            raise ValueError(f"beta must be 0 or 1, got {beta}")
+        super().__init__(share=("backbone",))
+        self.alpha = float(alpha)
+        self.beta = beta
+
+    def merge(self, current: Arrays, updates: Iterator[LocalUpdate], round_number: int) -> dict[str, Any]:
+        """Return the mixed mean, averaged with `current` when beta is 1 and the round is not the first."""
+        by_examples, by_loss = WeightedMean(), SoftmaxMean()
+        for update in updates:
+            by_examples.add(update.arrays, update.num_examples)
+            by_loss.add(update.arrays, update.metrics["loss"])
+        mixed = mix(by_loss.result(), by_examples.result(), self.alpha)
+        return mix(mixed, current, 0.5) if self.beta and round_number > 1 else mixed

@@ -1,0 +1,198 @@
+from dataclasses import dataclass
+from math import log
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from fedssl.data.dataset import Splits
+from fedssl.evaluation.features import ClipProtocol, clip_frames, video_features
+from fedssl.evaluation.knn import knn_accuracy
+from fedssl.evaluation.retrieval import recall_at
+from fedssl.evaluation.video import VideoEvaluation
+from fedssl.models.small3d import small3d
+
+CPU = torch.device("cpu")
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+@dataclass
+class Videos:
+    lengths: tuple[int, ...]
+    labels: np.ndarray
+    classes: tuple[str, ...] = ("a", "b")
+    owners: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def read(self, index: int) -> np.ndarray:
+        shape = (self.lengths[index], 10 + index, 12, 1)
+        return np.random.default_rng(index).integers(0, 256, shape, dtype=np.uint8)
+
+
+VIDEOS = Videos((1, 3, 4, 9, 20), np.array([0, 1, 0, 1, 0]))
+
+
+def random_features(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(count, 8)), rng.integers(0, 4, count)
+
+
+@pytest.mark.parametrize("length", [1, 5, 16])
+def test_a_video_of_one_clip_starts_at_zero(length: int) -> None:
+    assert clip_frames(length, 10, length).tolist() == [list(range(length))] * 10
+
+
+def test_clips_are_spread_from_the_first_to_the_last_frame() -> None:
+    frames = clip_frames(40, 4, 16)
+    assert frames[:, 0].tolist() == [0, 8, 16, 24]
+    assert frames[-1, -1] == 39
+
+
+def test_short_videos_repeat_the_last_frame() -> None:
+    assert clip_frames(3, 2, 5).tolist() == [[0, 1, 2, 2, 2]] * 2
+
+
+@pytest.mark.parametrize(("pool", "dim"), [("avg", 16), ("max", 64)])
+def test_features_do_not_depend_on_the_batch(pool: str, dim: int) -> None:
+    encoder = small3d(width=4)
+    protocol = ClipProtocol(3, 4, 32, 32, pool)
+    whole = video_features(encoder, VIDEOS, protocol, 100, CPU)
+    assert whole.shape == (5, dim)
+    assert whole.dtype == np.float32
+    for batch_size in (1, 2, 6):
+        assert np.allclose(video_features(encoder, VIDEOS, protocol, batch_size, CPU), whole, atol=1e-5)
+
+
+def test_identical_clips_average_to_the_clip() -> None:
+    encoder, videos = small3d(width=4), Videos((4,), np.array([0]))
+    one = video_features(encoder, videos, ClipProtocol(1, 4, 16, 16, "avg"), 8, CPU)
+    ten = video_features(encoder, videos, ClipProtocol(10, 4, 16, 16, "avg"), 8, CPU)
+    assert np.allclose(one, ten, atol=1e-6)
+
+
+def test_modes_and_statistics_are_left_as_they_were() -> None:
+    encoder = small3d(width=4).train()
+    encoder.body[0].eval()
+    modes = [module.training for module in encoder.modules()]
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    video_features(encoder, VIDEOS, ClipProtocol(2, 4, 16, 16, "avg"), 4, CPU)
+    assert [module.training for module in encoder.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+
+
+def test_an_empty_dataset_is_refused() -> None:
+    with pytest.raises(ValueError, match="dataset must have at least 1"):
+        video_features(small3d(), Videos((), np.zeros(0, int)), ClipProtocol(1, 4, 16, 16, "avg"), 4, CPU)
+
+
+def test_a_gallery_of_the_queries_is_always_recalled() -> None:
+    features, labels = random_features(50, 0)
+    assert recall_at(features, features, labels, labels, (1, 5)) == {1: 1.0, 5: 1.0}
+
+
+def test_recall_grows_with_k_up_to_one() -> None:
+    (queries, wanted), (gallery, labels) = random_features(1100, 1), random_features(60, 2)
+    recalls = list(recall_at(queries, gallery, wanted, labels, (1, 5, 10, 60, 500)).values())
+    assert recalls == sorted(recalls)
+    assert 0.1 < recalls[0] < 0.5
+    assert recalls[-2:] == [1.0, 1.0]
+
+
+def test_recall_ignores_scale_and_equals_a_loop() -> None:
+    (queries, wanted), (gallery, labels) = random_features(40, 3), random_features(30, 4)
+    hits = 0
+    for query, label in zip(queries, wanted, strict=True):
+        cosines = gallery @ query / np.linalg.norm(gallery, axis=1)
+        hits += label in labels[np.argsort(cosines)[-3:]]
+    assert recall_at(queries * 7, gallery * 0.1, wanted, labels, (3,))[3] == pytest.approx(hits / 40)
+
+
+def test_a_class_without_videos_is_never_recalled() -> None:
+    features, _ = random_features(6, 5)
+    assert recall_at(features, features, np.ones(6, int), np.zeros(6, int), (6,)) == {6: 0.0}
+
+
+@pytest.mark.parametrize(("temperature", "winner"), [(0.01, 0), (0.1442, 0), (0.1444, 1), (100.0, 1)])
+def test_temperature_decides_between_nearness_and_number(temperature: float, winner: int) -> None:
+    assert 0.1 / log(2) == pytest.approx(0.1443, abs=5e-5)
+    bank = np.array([[s, np.sqrt(1 - s * s)] for s in (0.9, 0.8, 0.8)])
+    query = np.array([[1.0, 0.0]])
+    assert knn_accuracy(bank, np.array([0, 1, 1]), query, np.array([winner]), 2, 20, temperature) == 1.0
+
+
+def test_queries_of_the_bank_find_themselves() -> None:
+    features, labels = random_features(1100, 6)
+    assert knn_accuracy(features, labels, features, labels, 4, k=1) == 1.0
+
+
+def test_equal_votes_go_to_the_lower_class() -> None:
+    bank, query = np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([[1.0, 0.0]])
+    for labels in ([2, 1], [1, 2]):
+        assert knn_accuracy(bank, np.array(labels), query, np.array([1]), 3) == 1.0
+
+
+def test_a_tiny_temperature_does_not_overflow() -> None:
+    features, labels = random_features(20, 7)
+    with np.errstate(all="raise", under="ignore"):
+        assert knn_accuracy(features, labels, features, labels, 4, temperature=1e-5) == 1.0
+
+
+def test_the_order_of_the_bank_does_not_matter() -> None:
+    (bank, labels), (queries, wanted) = random_features(80, 8), random_features(40, 9)
+    order = np.random.default_rng(0).permutation(80)
+    assert knn_accuracy(bank, labels, queries, wanted, 4) == knn_accuracy(
+        bank[order], labels[order], queries, wanted, 4
+    )
+
+
+@pytest.mark.parametrize(("k", "temperature", "name"), [(0, 0.1, "k"), (1, 0.0, "temperature")])
+def test_bad_votes_are_named(k: int, temperature: float, name: str) -> None:
+    features, labels = random_features(5, 0)
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        knn_accuracy(features, labels, features, labels, 4, k, temperature)
+
+
+def test_the_evaluation_names_its_numbers() -> None:
+    evaluation = VideoEvaluation(height=16, width=16, ks=[1, 5], num_clips=2, clip_frames=4, knn_k=1)
+    result = evaluation(small3d(width=4), Splits(VIDEOS, VIDEOS), CPU)
+    assert result == {"R@1": 1.0, "R@5": 1.0, "kNN": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ks", []),
+        ("ks", [0]),
+        ("num_clips", 0),
+        ("pool", "min"),
+        ("knn_k", 0),
+        ("knn_temperature", 0),
+        ("batch_size", 0),
+    ],
+)
+def test_a_bad_setting_is_named(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        VideoEvaluation(**{"height": 8, "width": 8, name: value})
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "evaluation/video",
+        "augmentation/clip",
+        "objective/vcop",
+        "objective/speed",
+        "model/small3d",
+        "model/r3d_18",
+        "model/r2plus1d_18",
+    ],
+)
+def test_the_configuration_builds_its_class(path: str) -> None:
+    group = path.split("/")[0]
+    conf = OmegaConf.create({"data": {"channels": 1}, group: OmegaConf.load(CONF / f"{path}.yaml")})
+    assert instantiate(conf[group]) is not None
