@@ -1,7 +1,6 @@
 """The typed run configuration: composed by Hydra, checked once, the same for every runtime."""
 
 import inspect
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -104,7 +103,9 @@ def build(config: RunConfig, name: str) -> Any:  # noqa: ANN401
 
 
 def _typed(tree: DictConfig) -> RunConfig:
-    plain: dict[str, Any] = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    if missing := sorted(OmegaConf.missing_keys(tree)):
+        raise ConfigError(f"{missing[0]}=???: must be given")
+    plain: dict[str, Any] = OmegaConf.to_container(tree, resolve=True)  # type: ignore[assignment]
     engine = plain["engine"]
     _require_type("engine", engine, Engine)
     components = {name: plain[name] for name in COMPONENTS}
@@ -220,13 +221,13 @@ def _explain(error: Exception, words: Sequence[str]) -> str:
     try:
         base = compose("config", overrides=chosen)
     except (HydraException, OmegaConfBaseException):
-        return _first_line(error)
+        return _one_line(error)
     for word in words:
         key, _, value = word.partition("=")
         wrong = _unknown(base, key) if key not in options else None
         if wrong:
             return f"{key}={value}: no such setting; allowed: {wrong}"
-    return _first_line(error)
+    return _one_line(error)
 
 
 def _unknown(tree: DictConfig, key: str) -> str | None:
@@ -240,8 +241,5 @@ def _unknown(tree: DictConfig, key: str) -> str | None:
     return None
 
 
-def _first_line(error: Exception) -> str:
-    missing = re.search(r"Missing mandatory value: (\S+)", str(error))
-    if missing:
-        return f"{missing.group(1)}=???: must be given"
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())

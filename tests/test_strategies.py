@@ -1,0 +1,80 @@
+"""Server rules against values that can be computed by hand."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from fedssl.wire import LocalUpdate
+from strategies.averaging import Averaging
+from strategies.fedvssl import FedVSSL
+
+CURRENT = {"backbone.w": np.array([0.0, 0.0], np.float32), "backbone.n": np.array(3, np.int64)}
+
+
+def updates() -> Iterator[LocalUpdate]:
+    for partition, (value, examples, loss, steps) in enumerate([(1.0, 10, 0.0, 5), (3.0, 30, np.log(3.0), 7)]):
+        arrays = {"backbone.w": np.full(2, value, np.float32), "backbone.n": np.array(steps, np.int64)}
+        yield LocalUpdate(partition, arrays, examples, {"loss": float(loss)})
+
+
+def test_fedavg_is_the_mean_weighted_by_examples() -> None:
+    merged = Averaging().merge(CURRENT, updates(), 1)
+    assert merged["backbone.w"] == pytest.approx([2.5, 2.5])  # (10*1 + 30*3) / 40
+
+
+def test_fedvssl_with_alpha_0_and_beta_0_is_fedavg_of_the_backbone() -> None:
+    merged = FedVSSL(alpha=0.0, beta=0).merge(CURRENT, updates(), 5)
+    assert merged["backbone.w"] == pytest.approx([2.5, 2.5])
+
+
+def test_fedvssl_with_alpha_1_weighs_by_softmax_of_minus_the_loss() -> None:
+    merged = FedVSSL(alpha=1.0, beta=0).merge(CURRENT, updates(), 5)
+    assert merged["backbone.w"] == pytest.approx([1.5, 1.5])  # weights 3/4 and 1/4
+
+
+def test_the_softmax_mean_does_not_overflow_and_does_not_depend_on_which_loss_comes_first() -> None:
+    def at(losses: tuple[float, float]) -> np.ndarray:
+        rows = [
+            LocalUpdate(i, {"backbone.w": np.full(1, v, np.float64)}, 1, {"loss": loss})
+            for i, (v, loss) in enumerate(zip((1.0, 3.0), losses, strict=True))
+        ]
+        return FedVSSL(alpha=1.0, beta=0).merge({}, iter(rows), 1)["backbone.w"]
+
+    assert at((1e4, 1e4 + np.log(3.0))) == pytest.approx([1.5])
+    assert at((1e4 + np.log(3.0), 1e4)) == pytest.approx([2.5])
+
+
+def test_fedvssl_with_beta_1_halves_the_step_from_round_2_on() -> None:
+    strategy = FedVSSL(alpha=0.0, beta=1)
+    assert strategy.merge(CURRENT, updates(), 1)["backbone.w"] == pytest.approx([2.5, 2.5])
+    assert strategy.merge(CURRENT, updates(), 2)["backbone.w"] == pytest.approx([1.25, 1.25])
+
+
+@pytest.mark.parametrize("strategy", [Averaging(), FedVSSL()])
+def test_names_and_dtypes_never_change_and_counters_stay_integers(strategy: Averaging | FedVSSL) -> None:
+    merged = strategy.merge(CURRENT, updates(), 2)
+    assert {name: array.dtype for name, array in merged.items()} == {
+        name: array.dtype for name, array in CURRENT.items()
+    }
+    assert merged["backbone.n"] == 7
+
+
+def test_a_server_sgd_with_rate_1_is_fedavg_and_momentum_carries_the_last_step_on() -> None:
+    def sgd(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=1.0, momentum=0.5)
+
+    strategy = Averaging(optimizer=sgd)
+    strategy.buffers = frozenset({"backbone.n"})
+    first = strategy.merge(CURRENT, updates(), 1)
+    assert first["backbone.w"] == pytest.approx([2.5, 2.5])
+    second = strategy.merge(first, updates(), 2)
+    assert second["backbone.w"] == pytest.approx([3.75, 3.75])  # no new gradient, half the last step
+    assert second["backbone.n"] == 7
+
+
+@pytest.mark.parametrize(("alpha", "beta", "text"), [(1.5, 0, "alpha must be"), (0.5, 2, "beta must be 0 or 1")])
+def test_values_out_of_range_are_refused(alpha: float, beta: int, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        FedVSSL(alpha=alpha, beta=beta)
