@@ -69,10 +69,8 @@ class MovingDigits:
         mask = draw_mask(image, self.size, self._curve(int(self.labels[index]), rng))[..., None]
         background, colour = self._background(rng), rng.uniform(0.6, 1.0, self.channels).astype(np.float32)
         clip = background + mask * (colour - background)
-        if rng.random() < 0.5:
-            clip = 1 - clip
         noise = rng.standard_normal(clip.shape, dtype=np.float32)
-        clip += np.float32(rng.uniform(0.03, 0.1)) * noise
+        clip += np.float32(rng.uniform(0.02, 0.06)) * noise
         return np.rint(np.clip(clip, 0, 1) * 255).astype(np.uint8)
 
     def _stream(self, index: int) -> np.random.Generator:
@@ -85,7 +83,7 @@ class MovingDigits:
 
     def _curve(self, label: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return `[frames, 3]`: centre x, centre y and side length in pixels."""
-        speed, phase = rng.uniform(0.3, 0.7), rng.uniform(0, 2 * np.pi)
+        speed, phase = rng.uniform(0.5, 0.9), rng.uniform(0, 2 * np.pi)
         middle, side = rng.uniform(0.35, 0.65, 2), rng.uniform(0.28, 0.45)
         curve = trajectory(MOTIONS[label], self.num_frames, speed, phase)
         place = (middle + curve[:, :2]) * self.size - 0.5
