@@ -5,11 +5,16 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from flwr.serverapp.strategy import FedAvg, FedMedian
 
+from fedssl.simulation.grid import identify
 from fedssl.wire import LocalUpdate
 from strategies.averaging import Averaging
+from strategies.base import Plan
 from strategies.fedvssl import FedVSSL
+from strategies.flower import FlowerStrategy
 
+PLAN = Plan(rounds=3, seed=0, num_clients=2, cohort=None, quorum=1)
 CURRENT = {"backbone.w": np.array([0.0, 0.0], np.float32), "backbone.n": np.array(3, np.int64)}
 
 
@@ -78,3 +83,19 @@ def test_a_server_sgd_with_rate_1_is_fedavg_and_momentum_carries_the_last_step_o
 def test_values_out_of_range_are_refused(alpha: float, beta: int, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         FedVSSL(alpha=alpha, beta=beta)
+
+
+def test_flowers_own_fedavg_gives_our_mean_in_the_dtypes_that_came() -> None:
+    strategy = FlowerStrategy(FedAvg(fraction_evaluate=0.0))
+    identify()
+    assert strategy.task(CURRENT, 1, PLAN).settings == {}
+    merged = strategy.merge(CURRENT, updates(), 1)
+    assert merged["backbone.w"] == pytest.approx([2.5, 2.5])
+    assert merged["backbone.n"].dtype == np.int64
+
+
+def test_flowers_median_takes_the_middle() -> None:
+    strategy = FlowerStrategy(FedMedian(fraction_evaluate=0.0))
+    identify()
+    strategy.task(CURRENT, 1, PLAN)
+    assert strategy.merge(CURRENT, updates(), 1)["backbone.w"] == pytest.approx([2.0, 2.0])
