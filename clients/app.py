@@ -1,5 +1,7 @@
 """The ClientApp: the same handlers in simulation and on devices."""
 
+import json
+import shlex
 from collections.abc import Callable
 
 from flwr.app import Context, Message
@@ -7,6 +9,9 @@ from flwr.clientapp import ClientApp
 
 from clients import handlers
 from fedssl.config import RunConfig, load
+from fedssl.errors import ConfigError
+
+DATA_ROOT = "data-root"
 
 
 def client_app(config_of: Callable[[Context], RunConfig]) -> ClientApp:
@@ -24,4 +29,20 @@ def client_app(config_of: Callable[[Context], RunConfig]) -> ClientApp:
     return application
 
 
-app = client_app(lambda context: load(str(context.run_config["overrides"])))
+def device_config(context: Context) -> RunConfig:
+    """Return the run's configuration with this device's own data folder, which a server cannot choose.
+
+    Raises:
+        ConfigError: A setting is wrong, or the data is a folder and the device does not say which.
+    """
+    words = shlex.split(str(context.run_config["overrides"]))
+    root = context.node_config.get(DATA_ROOT)
+    if root is not None:
+        words.append(f"data.root={json.dumps(str(root))}")
+    config = load(words)
+    if root is None and "root" in config.components["data"]:
+        raise ConfigError(f"node-config {DATA_ROOT}: must be given, the folder of this device's examples")
+    return config
+
+
+app = client_app(device_config)

@@ -26,13 +26,13 @@ def query(message: Message, context: Context, config: RunConfig) -> Message:
     """Answer with this client's card."""
     workspace = open_workspace(config)
     partition = _partition(context, workspace)
-    card = ClientCard(partition, len(workspace.parts[partition]), str(workspace.device))
+    card = ClientCard(partition, len(workspace.indices(partition)), str(workspace.device))
     return Message(write_card(card), reply_to=message)
 
 
 def _update(workspace: Workspace, task: TrainTask, context: Context, partition: int) -> LocalUpdate:
     procedure: LocalTraining = build(workspace.config, "client")
-    examples = Examples(workspace.splits.train, workspace.parts[partition], build(workspace.config, "augmentation"))
+    examples = Examples(workspace.splits.train, workspace.indices(partition), build(workspace.config, "augmentation"))
     model = workspace.model
     bundle.load(model, {**workspace.initial, **recall(context), **task.arrays})
     metrics = procedure.train(model, workspace.objective, examples, task, partition)
@@ -42,7 +42,7 @@ def _update(workspace: Workspace, task: TrainTask, context: Context, partition: 
 
 def _partition(context: Context, workspace: Workspace) -> int:
     value = context.node_config.get("partition-id")
-    if not isinstance(value, int) or not 0 <= value < len(workspace.parts):
-        allowed = f"a whole number from 0 to {len(workspace.parts) - 1}"
+    if not isinstance(value, int) or not 0 <= value < workspace.num_clients:
+        allowed = f"a whole number from 0 to {workspace.num_clients - 1}"
         raise ValueError(f"node-config partition-id={value}: must be {allowed}")
     return value

@@ -1,6 +1,7 @@
 """The typed run configuration: composed by Hydra, checked once, the same for every runtime."""
 
 import inspect
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,19 +23,29 @@ from fedssl.errors import ConfigError
 CONF = Path(fedssl.__file__).parent.parent / "conf"
 IMPORT_ROOTS = ("fedssl.", "strategies.", "clients.", "torch.optim.", "flwr.serverapp.strategy.")
 COMPONENTS = ("data", "partition", "model", "objective", "augmentation", "client", "strategy", "evaluation", "tracking")
+MISSING = "???"
 Spec = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """Where clients run: on Ray workers or in this process."""
+    """Where clients run: on Ray workers or in this process.
+
+    Attributes:
+        kind: The grid.
+        num_gpus_per_client: Share of a GPU that a client uses; 0 trains on the CPU.
+        threads_per_client: Cores that a client uses.
+        num_workers: Worker processes; None takes as many as the cores carry. Ray only.
+        address: A running Ray cluster ("auto"), or None for one of this run. Ray only.
+        max_retries: How often a client is run again after its worker died. Ray only.
+    """
 
     kind: Literal["ray", "local"]
-    num_workers: int | None
     num_gpus_per_client: float
     threads_per_client: int
-    address: str | None
-    max_retries: int
+    num_workers: int | None = None
+    address: str | None = None
+    max_retries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +56,7 @@ class RunConfig:
         seed: Root of every random stream.
         rounds: Rounds to run.
         cohort: Clients in a round; None takes all.
-        quorum: Fewest updates a round needs to count.
+        quorum: Fewest updates a round needs to count; None asks for one from every client of the round.
         run_dir: Directory of the run, or None for one under outputs/.
         evaluate_every: Rounds between evaluations; the last round is always evaluated.
         engine: Where clients run.
@@ -56,7 +67,7 @@ class RunConfig:
     seed: int
     rounds: int
     cohort: int | None
-    quorum: int
+    quorum: int | None
     run_dir: str | None
     evaluate_every: int
     engine: Engine
@@ -86,25 +97,29 @@ def build(config: RunConfig, name: str) -> Any:  # noqa: ANN401
     """Construct the component `name`; a wrong argument is reported with its full key.
 
     Raises:
-        ConfigError: The constructor refused an argument.
+        ConfigError: A value is missing, or the constructor refused one.
+        DataError: The data cannot be used.
     """
     spec = config.components[name]
     if spec["_target_"] is None:
         return None
+    if missing := [key for key, value in spec.items() if value == MISSING]:
+        raise ConfigError(f"{name}.{missing[0]}={MISSING}: must be given")
     try:
         return instantiate(dict(spec), _convert_="all")
     except HydraException as error:
         cause = error.__cause__
-        if isinstance(cause, ValueError | TypeError):
-            raise ConfigError(f"{name}.{cause}") from cause
-        if cause is not None:
-            raise cause from error
-        raise
+        if type(cause) in (ValueError, TypeError):
+            raise ConfigError(key_first(f"{name}.{cause}")) from cause
+        raise (cause or error) from None
+
+
+def key_first(text: str) -> str:
+    """Return "KEY must be X, got V" as "KEY=V: must be X"; any other text as it is."""
+    return re.sub(r"^(\S+) (must .*), got (.*)$", r"\1=\3: \2", text)
 
 
 def _typed(tree: DictConfig) -> RunConfig:
-    if missing := sorted(OmegaConf.missing_keys(tree)):
-        raise ConfigError(f"{missing[0]}=???: must be given")
     plain: dict[str, Any] = OmegaConf.to_container(tree, resolve=True)  # type: ignore[assignment]
     engine = plain["engine"]
     _require_type("engine", engine, Engine)
@@ -173,7 +188,7 @@ def _require_type(path: str, values: Spec, constructor: Any) -> None:  # noqa: A
     for key, value in values.items():
         if key not in allowed:
             raise ConfigError(f"{path}.{key}={value}: no such setting; allowed: {', '.join(allowed)}")
-        if not isinstance(value, Mapping) and key in hints and not _matches(value, hints[key]):
+        if value != MISSING and not isinstance(value, Mapping) and key in hints and not _matches(value, hints[key]):
             raise ConfigError(f"{path}.{key}={value}: must be {_name(hints[key])}")
 
 

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedssl.arrays import Arrays
-from fedssl.config import RunConfig, build
+from fedssl.config import COMPONENTS, RunConfig, build, key_first
 from fedssl.data.dataset import Splits
-from fedssl.data.partition import partition
+from fedssl.data.partition import OnDevice, Partitioner, partition
+from fedssl.errors import ConfigError, DataError
 from fedssl.models import bundle
 from fedssl.objectives.objective import Objective
 
@@ -38,9 +39,26 @@ class Workspace:
         return splits
 
     @cached_property
-    def parts(self) -> list[NDArray[np.int64]]:
-        """Example indices of each client."""
-        return partition(self.splits.train, build(self.config, "partition"), self.config.seed)
+    def partitioner(self) -> Partitioner | OnDevice:
+        """What divides the training examples."""
+        partitioner: Partitioner | OnDevice = build(self.config, "partition")
+        return partitioner
+
+    @cached_property
+    def parts(self) -> list[NDArray[np.int64]] | None:
+        """Example indices of each client; None when every client brings its own examples."""
+        if isinstance(self.partitioner, OnDevice):
+            return None
+        return partition(self.splits.train, self.partitioner, self.config.seed)
+
+    @property
+    def num_clients(self) -> int:
+        """Clients of the federation."""
+        return self.partitioner.num_clients if isinstance(self.partitioner, OnDevice) else len(self.parts or ())
+
+    def indices(self, client: int) -> NDArray[np.int64]:
+        """Return the examples that `client` trains on in this process."""
+        return np.arange(len(self.splits.train)) if self.parts is None else self.parts[client]
 
     @cached_property
     def objective(self) -> Objective:
@@ -61,6 +79,35 @@ class Workspace:
         """Every tensor of the untrained model, the same in every process."""
         self.model  # noqa: B018 - building the shell fills the initial values
         return self._initial
+
+
+def prepare(config: RunConfig) -> Workspace:
+    """Open the workspace of a server after everything in `config` was tried once, so that mistakes show at the start.
+
+    Raises:
+        ConfigError: A setting is wrong.
+        DataError: The data cannot be used.
+    """
+    workspace = open_workspace(config)
+    for name in COMPONENTS:
+        if name != "data":
+            build(config, name)
+    if build(config, "evaluation") is not None:
+        workspace.splits  # noqa: B018 - the server evaluates on them
+    try:
+        num_clients = workspace.num_clients
+    except DataError:
+        raise
+    except ValueError as error:
+        raise ConfigError(key_first(str(error))) from error
+    for name, most, whole in (
+        ("cohort", num_clients, "clients"),
+        ("quorum", config.cohort or num_clients, "clients of a round"),
+    ):
+        value = getattr(config, name)
+        if value is not None and value > most:
+            raise ConfigError(f"{name}={value}: must be at most the {most} {whole}")
+    return workspace
 
 
 def open_workspace(config: RunConfig) -> Workspace:

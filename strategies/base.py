@@ -22,24 +22,28 @@ Evaluate = Callable[[int, Arrays], Mapping[str, float]]
 class Listener(Protocol):
     """Hears of every client and every round while a run goes on."""
 
+    def waiting(self, online: int, wanted: int) -> None:
+        """Only `online` of the `wanted` clients are there yet."""
+        ...
+
     def client_done(self, round_number: int, done: int, total: int) -> None:
         """A client of the round has answered."""
         ...
 
-    def round_done(self, record: RoundRecord) -> None:
-        """A round is complete."""
+    def round_done(self, record: RoundRecord, arrays: Arrays) -> None:
+        """A round is complete and `arrays` is the global model now."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long, with whom, from which seed."""
+    """How long, with whom, from which seed; a cohort of None is everyone, a quorum of None the whole cohort."""
 
     rounds: int
     seed: int
     num_clients: int
     cohort: int | None
-    quorum: int
+    quorum: int | None
 
 
 @dataclass(slots=True)
@@ -73,14 +77,14 @@ class Federated(ABC):
 
     def start(
         self, grid: Grid, initial: Arrays, plan: Plan, evaluate: Evaluate, listener: Listener, buffers: frozenset[str]
-    ) -> dict[str, Any]:
-        """Run every round on `grid` and return the final global arrays.
+    ) -> None:
+        """Run every round on `grid`; the listener gets the global arrays of each.
 
         Raises:
             RunError: A round fell under its quorum, or its updates could not be merged.
         """
         self.buffers = buffers
-        roster = take_roster(grid, plan.num_clients)
+        roster = take_roster(grid, plan.num_clients, listener.waiting)
         current = dict(initial)
         for round_number in range(1, plan.rounds + 1):
             begun = time.monotonic()
@@ -92,9 +96,9 @@ class Federated(ABC):
                     round=round_number, scores=scores, metrics=metrics, epsilon=None, bytes_up=tally.bytes_up,
                     bytes_down=bytes_down, seconds=time.monotonic() - begun, clients=tuple(tally.clients),
                     failures=tuple(tally.failures),
-                )
+                ),
+                current,
             )  # fmt: skip
-        return current
 
     def _round(
         self, grid: Grid, roster: Roster, current: Arrays, round_number: int, plan: Plan, listener: Listener
@@ -113,15 +117,13 @@ class Federated(ABC):
                 listener.client_done(round_number, done, len(cohort))
                 if update is not None:
                     yield update
-            _require_quorum(tally, plan.quorum, round_number)
+            _require_quorum(tally, plan.quorum, len(cohort), round_number)
 
         merged = self.merge(current, updates(), round_number)
         return merged, tally, num_bytes(current) * len(cohort)
 
 
-def _receive(
-    reply: Message, partition: int, current: Arrays, round_number: int, tally: _Tally
-) -> LocalUpdate | None:
+def _receive(reply: Message, partition: int, current: Arrays, round_number: int, tally: _Tally) -> LocalUpdate | None:
     """Return the update when it is sound; otherwise count a failure and return None."""
     if reply.has_error():
         tally.failures.append(Failure(round_number, partition, last_line(reply.error.reason)))
@@ -152,8 +154,11 @@ def _defect(update: LocalUpdate, partition: int, current: Arrays) -> str | None:
     return None if all(np.isfinite(value) for value in update.metrics.values()) else "a metric is not finite"
 
 
-def _require_quorum(tally: _Tally, quorum: int, round_number: int) -> None:
-    if len(tally.clients) < quorum:
-        first = tally.failures[0] if tally.failures else None
-        reason = f"; partition {first.partition}: {first.reason}" if first else ""
-        raise RunError(f"round {round_number}: {len(tally.clients)} updates, quorum={quorum} asks for more{reason}")
+def _require_quorum(tally: _Tally, quorum: int | None, asked: int, round_number: int) -> None:
+    """Raise RunError when fewer clients answered than the round needs."""
+    got = len(tally.clients)
+    if got < (asked if quorum is None else quorum):
+        first = tally.failures[0]
+        count = f"{asked - got} of {asked} clients failed"
+        wanted = "a smaller quorum goes on without them" if got else "none is left to average"
+        raise RunError(f"round {round_number}, partition {first.partition}: {first.reason} ({count}; {wanted})")

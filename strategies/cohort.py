@@ -1,7 +1,7 @@
 """Who is there and who takes part: clients are known by partition, and a cohort is a seeded draw."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message, MessageType, RecordDict
@@ -44,13 +44,14 @@ def replies_in_order(grid: Grid, messages: Sequence[Message]) -> Iterator[Messag
         yield arrived.pop(message_id)
 
 
-def take_roster(grid: Grid, num_clients: int) -> Roster:
-    """Wait for `num_clients` nodes and ask each for its card.
+def take_roster(grid: Grid, num_clients: int, waiting: Callable[[int, int], None]) -> Roster:
+    """Wait for `num_clients` nodes, telling `waiting` how many there are, and ask each for its card.
 
     Raises:
         RunError: A client could not say who it is, or two clients are the same partition.
     """
     while len(nodes := sorted(grid.get_node_ids())) < num_clients:
+        waiting(len(nodes), num_clients)
         time.sleep(_PAUSE_SECONDS)
     messages = [Message(RecordDict(), node, MessageType.QUERY, group_id="0") for node in nodes]
     cards: dict[int, ClientCard] = {}

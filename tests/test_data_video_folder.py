@@ -1,25 +1,14 @@
 import logging
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
+from videos import write_video
 
 from fedssl.data.video_folder import video_folder
 from fedssl.errors import DataError
 
 WEIZMANN = Path(__file__).resolve().parents[2] / "shared/data/video/weizmann"
-
-
-def write_video(path: Path, brightness: int, frames: int = 4) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
-        for _ in range(frames):
-            image = np.full((16, 32, 3), brightness, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
 
 
 @pytest.fixture

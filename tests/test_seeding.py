@@ -11,9 +11,10 @@ def test_the_same_name_gives_the_same_stream_and_another_name_another() -> None:
 
 
 def test_a_seed_is_the_same_on_every_machine() -> None:
-    assert derive(7, "round", 3) == int.from_bytes(
-        __import__("hashlib").sha256(b"(7, 'round', 3)").digest()[:8], "little"
-    ) >> 1
+    assert (
+        derive(7, "round", 3)
+        == int.from_bytes(__import__("hashlib").sha256(b"(7, 'round', 3)").digest()[:8], "little") >> 1
+    )
 
 
 def test_the_global_generator_is_left_as_it_was() -> None:

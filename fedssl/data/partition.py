@@ -162,6 +162,20 @@ class ByOwner:
         return [np.flatnonzero(owners == name) for name in names]
 
 
+@dataclass(frozen=True, slots=True)
+class OnDevice:
+    """Nothing is divided: each client trains on all the examples that its own device holds; for deployment only.
+
+    Attributes:
+        num_clients: Number of devices that the server waits for, at least 1.
+    """
+
+    num_clients: int
+
+    def __post_init__(self) -> None:
+        _at_least_one(num_clients=self.num_clients)
+
+
 def partition(dataset: Dataset, partitioner: Partitioner, seed: int) -> Parts:
     """Divide `dataset` and check that every example goes to exactly one client, and none is left without.
 

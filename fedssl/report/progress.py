@@ -19,6 +19,7 @@ class Progress:
 
     def __init__(self) -> None:
         self._rounds = 0
+        self._online = -1
         self._bar: progress.Progress | None = None
         self._tasks: tuple[progress.TaskID, progress.TaskID] | None = None
 
@@ -35,6 +36,12 @@ class Progress:
             self._bar.stop()
         self._bar, self._tasks = None, None
 
+    def waiting(self, online: int, wanted: int) -> None:
+        """Say, once for each number, how many clients have come of those that are wanted."""
+        if online != self._online:
+            self._online = online
+            self._write(f"waiting for clients: {online} of {wanted} are online")
+
     def begin(self, rounds: int) -> None:
         """Say how many rounds there will be."""
         self._rounds = rounds
@@ -50,15 +57,19 @@ class Progress:
             self._bar.update(self._tasks[1], description=f"clients of round {round}", completed=done, total=total)
 
     def round_done(self, record: RoundRecord) -> None:
-        """Write the round's line and move the bar."""
-        line = round_line(record, self._rounds)
+        """Write the round's line and one for each client that failed, and move the bar."""
+        self._write(round_line(record, self._rounds))
+        for failure in record.failures:
+            self._write(f"  partition {failure.partition} failed: {failure.reason}")
+        if self._bar is not None and self._tasks is not None:
+            self._bar.update(self._tasks[0], completed=record.round)
+
+    def _write(self, line: str) -> None:
         if self._bar is None:
             sys.stderr.write(line + "\n")
             sys.stderr.flush()
-            return
-        self._bar.console.print(line, markup=False, highlight=False)
-        if self._tasks is not None:
-            self._bar.update(self._tasks[0], completed=record.round)
+        else:
+            self._bar.console.print(line, markup=False, highlight=False)
 
 
 def round_line(record: RoundRecord, rounds: int) -> str:
