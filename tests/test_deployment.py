@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from checkout import copy_checkout
 from flwr.app import Context, RecordDict
 
 from clients.app import device_config
-from fedssl.config import CONF
 from fedssl.errors import ConfigError
 from simulate import main
 
@@ -103,19 +102,10 @@ def lan(tmp_path: Path) -> Iterator[Lan]:
         running.stop()
 
 
-def app_folder(home: Path) -> Path:
-    """Copy what a user checks out: Flower wants the folder's name to be the app's."""
-    folder = home / "fedssl"
-    for part in ("fedssl", "strategies", "clients", "conf"):
-        shutil.copytree(CONF.parent / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(CONF.parent / "pyproject.toml", folder)
-    return folder
-
-
 def test_devices_give_the_same_bits_as_both_grids(lan: Lan, tmp_path: Path) -> None:
     overrides = " ".join([*TINY, f"run_dir={tmp_path / 'devices'}"])
     flwr = subprocess.run(
-        [str(BIN / "flwr"), "run", str(app_folder(tmp_path)), "lan", "--stream", "--run-config",
+        [str(BIN / "flwr"), "run", str(copy_checkout(tmp_path)), "lan", "--stream", "--run-config",
          f"overrides={json.dumps(overrides)}"],
         env=lan.environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False,
     )  # fmt: skip
