@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from fedssl.models import bundle
+from fedssl.models.differences import FrameDifferences, differences
 from fedssl.models.encoder import Encoder
 from fedssl.models.small3d import small3d
 from fedssl.models.video import r2plus1d_18, r3d_18
@@ -110,3 +111,17 @@ def test_building_is_repeatable_and_leaves_the_global_generator() -> None:
     first, second = bundle.arrays(make(), None), bundle.arrays(make(), None)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_differences_do_not_see_what_stands_still() -> None:
+    encoder = differences(small3d(width=4)).eval()
+    clips = torch.rand(2, 1, 8, 16, 16)
+    background = torch.rand(2, 1, 1, 16, 16)
+    torch.testing.assert_close(encoder(clips + background), encoder(clips), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(FrameDifferences()(clips), torch.diff(clips, dim=2))
+    assert encoder(clips).shape == (2, encoder.feature_dim)
+
+
+def test_differences_need_two_frames() -> None:
+    with pytest.raises(ValueError, match="clip_frames must be at least 2 for frame differences, got 1"):
+        differences(small3d(width=4))(torch.rand(1, 1, 1, 8, 8))
