@@ -25,13 +25,15 @@ ROOT = Path(__file__).parent.parent
 FOLDS = (("daria", "denis", "eli"), ("ido", "ira", "lena"), ("lyova", "moshe", "shahar"))
 ONE_CLIENT = ("partition=iid", "partition.num_clients=1", "strategy=fedavg")
 METHODS: Mapping[str, Sequence[str]] = {
-    "FedVSSL (α 0, β 0): FedAvg of the backbone": ("strategy.alpha=0", "strategy.beta=0"),
-    "FedVSSL (α 1, β 0)": ("strategy.alpha=1", "strategy.beta=0"),
-    "FedVSSL (α 0, β 1)": ("strategy.alpha=0", "strategy.beta=1"),
-    "FedVSSL (α 1, β 1)": ("strategy.alpha=1", "strategy.beta=1"),
-    "FedVSSL (α 0.9, β 0)": ("strategy.alpha=0.9", "strategy.beta=0"),
-    "FedVSSL (α 0.9, β 1)": ("strategy.alpha=0.9", "strategy.beta=1"),
+    "FedVSSL (alpha 0, beta 0): FedAvg of the backbone": ("strategy.alpha=0", "strategy.beta=0"),
+    "FedVSSL (alpha 1, beta 0)": ("strategy.alpha=1", "strategy.beta=0"),
+    "FedVSSL (alpha 0, beta 1)": ("strategy.alpha=0", "strategy.beta=1"),
+    "FedVSSL (alpha 1, beta 1)": ("strategy.alpha=1", "strategy.beta=1"),
+    "FedVSSL (alpha 0.9, beta 0)": ("strategy.alpha=0.9", "strategy.beta=0"),
+    "FedVSSL (alpha 0.9, beta 1)": ("strategy.alpha=0.9", "strategy.beta=1"),
     "FedAvg of everything": ("strategy=fedavg",),
+    "FedVSSL (alpha 0.9, beta 0), pretext VCOP": ("objective=vcop",),
+    "FedVSSL (alpha 0.9, beta 0), pretext Speed": ("objective=speed",),
     "Centralised, as many steps as one client": (*ONE_CLIENT, "client.epochs=1"),
     "Centralised, as many steps as all clients": ONE_CLIENT,
 }

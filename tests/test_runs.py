@@ -145,10 +145,9 @@ def test_a_server_without_data_trains_and_scores_nothing(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", [f"{group}={name}" for group, names in groups().items() for name in names])
 def test_every_yaml_composes_and_instantiates(name: str) -> None:
-    root = ["data.root=/nowhere"] if name in ("data=video_folder", "data=weizmann") else []
-    config = load([name, *root])
-    for component in config.components:
-        if component != "data" or not root:
+    config = load([name])
+    for component, spec in config.components.items():
+        if "???" not in spec.values():  # a folder that only the user knows
             build(config, component)
 
 

@@ -1,0 +1,74 @@
+"""CVRL: two clips of one video attract, clips of other videos repel (Qian 2021).
+
+"Spatiotemporal Contrastive Video Representation Learning", with the loss of SimCLR.
+"""
+
+import numpy as np
+from torch import Tensor, nn
+
+from fedssl.models.encoder import Encoder
+from fedssl.objectives.nt_xent import nt_xent
+from fedssl.objectives.objective import Batch, Draw, Step
+
+
+class Cvrl:
+    """Contrast of clips: the loss of SimCLR on two clips of each video.
+
+    A client's own videos are the negatives: where a client is a person, clips of one person that do different things.
+
+    Args:
+        clip_frames: Frames of a clip.
+        temperature: Temperature of the cosines.
+        hidden: Width of the projector's hidden layer.
+        dim: Width of an embedding.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(self, clip_frames: int = 8, temperature: float = 0.2, hidden: int = 64, dim: int = 32) -> None:
+        for name, value in (("clip_frames", clip_frames), ("hidden", hidden), ("dim", dim)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        self.clip_frames = clip_frames
+        self.temperature = temperature
+        self.hidden = hidden
+        self.dim = dim
+        self.min_batch = 2  # an example alone has nothing to be told from
+        self.min_frames = clip_frames
+
+    def draw(self, num_frames: int, rng: np.random.Generator) -> Draw:
+        """Choose two clips, the nearer in time the likelier, in a random order; there is no answer, the target is 0.
+
+        The density of the offset between them falls linearly to 0 at the greatest one, its mean a third of that.
+
+        Args:
+            num_frames: Frames of the video.
+            rng: Source of the offset, the start and the order.
+
+        Returns:
+            Frames `[2, clip_frames]`.
+
+        Raises:
+            ValueError: If the video is shorter than one clip.
+        """
+        if num_frames < self.min_frames:
+            raise ValueError(f"num_frames must be at least {self.min_frames}, got {num_frames}")
+        greatest = num_frames - self.clip_frames
+        offset = round(greatest * (1 - np.sqrt(1 - rng.random())))
+        start = int(rng.integers(greatest - offset + 1))
+        starts = rng.permutation([start, start + offset])
+        return Draw(frames=starts[:, None] + np.arange(self.clip_frames), target=0)
+
+    def build(self, encoder: Encoder) -> dict[str, nn.Module]:
+        """Return the projector."""
+        layers = nn.Linear(encoder.feature_dim, self.hidden), nn.ReLU(), nn.Linear(self.hidden, self.dim)
+        return {"projector": nn.Sequential(*layers)}
+
+    def step(self, model: nn.ModuleDict, batch: Batch) -> Step:
+        """Return the loss of views `[batch, 2, channels, frames, height, width]`."""
+        embeddings: Tensor = model["projector"](model["backbone"](batch.views.flatten(0, 1)))
+        pairs = embeddings.unflatten(0, (-1, 2))
+        return Step(loss=nt_xent(pairs[:, 0], pairs[:, 1], self.temperature), metrics={})
