@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -225,6 +225,8 @@ def groups() -> dict[str, list[str]]:
 
 def _explain(error: Exception, words: Sequence[str]) -> str:
     """Turn a composition error into one line that says which override is wrong and what is allowed."""
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not of the form key=value; a value with = , or spaces in it needs quotes inside"
     options = groups()
     for word in words:
         key, equals, value = word.partition("=")

@@ -41,6 +41,7 @@ def test_both_grids_and_any_number_of_workers_give_the_same_bits(tmp_path: Path)
         (["strateggy.alpha=1"], "strateggy.alpha=1: no such setting; allowed: "),
         (["strategy.alhpa=1"], "strategy.alhpa=1: no such setting; allowed: alpha, beta"),
         (["strategy=fedavgg"], "strategy=fedavgg: no such option; allowed: "),
+        (["strategy.alpha=1=2"], "strategy.alpha=1=2: not of the form key=value"),
         (["strategy.alpha=1.5"], "strategy.alpha=1.5: must be between 0 and 1"),
         (["strategy.alpha=high"], "strategy.alpha=high: must be a number"),
         (["rounds=0"], "rounds=0: must be at least 1"),

@@ -102,6 +102,7 @@ def _curve(axes: "Axes", points: Sequence[tuple[int, float]]) -> None:
     rounds, values = zip(*points, strict=True)
     axes.plot(rounds, values, color=TRAINED, marker="o" if len(points) <= 30 else None, markersize=3)
     axes.set_xlabel("round")
+    axes.set_xlim(0, 1.03 * rounds[-1])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.grid(axis="y", color="#e5e7eb")
 
