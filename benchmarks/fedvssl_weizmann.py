@@ -41,18 +41,23 @@ Job = tuple[str, int, int]  # method, fold, seed
 
 
 def run(job: Job, data: Path, runs: Path) -> dict[str, object]:
-    """Return the result of one run, from its directory if it is there."""
+    """Return the result of one run, from its directory if the same run was completed there.
+
+    Raises:
+        RuntimeError: The run failed, or its directory holds another run or an unfinished one.
+    """
+    from fedssl.config import load
     from simulate import main
 
     method, fold, seed = job
     directory = runs / f"{list(METHODS).index(method)}-{fold}-{seed}"
-    result = directory / "result.json"
-    if not result.exists():
-        settings = [f"data.root={data}", f"data.test_owners=[{','.join(FOLDS[fold])}]", f"seed={seed}", "engine=local"]
-        status = main(["experiment=fedvssl_weizmann", *settings, *METHODS[method], f"run_dir={directory}"])
-        if status != 0:
-            raise RuntimeError(f"{directory}: the run ended with status {status}")
-    read: dict[str, object] = json.loads(result.read_text())
+    settings = [f"data.root={data}", f"data.test_owners=[{','.join(FOLDS[fold])}]", f"seed={seed}", "engine=local"]
+    words = ["experiment=fedvssl_weizmann", *settings, *METHODS[method], f"run_dir={directory}"]
+    if not directory.exists() and main(words) != 0:
+        raise RuntimeError(f"{directory}: the run failed")
+    read: dict[str, object] = json.loads((directory / "result.json").read_text())
+    if read["status"] != "completed" or (directory / "config.yaml").read_text() != load(words).text:
+        raise RuntimeError(f"{directory}: holds another run or an unfinished one; remove it or choose another --runs")
     return read
 
 
