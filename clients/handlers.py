@@ -3,6 +3,7 @@
 from flwr.app import Context, Message
 
 from clients.local_training import LocalTraining
+from fedssl.arrays import not_finite
 from fedssl.config import RunConfig, build
 from fedssl.memory import recall, remember
 from fedssl.models import bundle
@@ -12,14 +13,22 @@ from fedssl.workspace import Workspace, open_workspace
 
 
 def train(message: Message, context: Context, config: RunConfig) -> Message:
-    """Train on this client's examples and answer with the tensors that came."""
+    """Train on this client's examples, answer with the tensors that came, and remember the others.
+
+    Raises:
+        FloatingPointError: A trained tensor is not finite; the client remembers nothing of this round.
+    """
     workspace = open_workspace(config)
     task = read_task(message.content)
     partition = _partition(context, workspace)
-    update = _update(workspace, task, context, partition)
-    private = {name: array for name, array in bundle.arrays(workspace.model, None).items() if name not in task.arrays}
-    remember(context, private)
-    return Message(write_update(update), reply_to=message)
+    num_examples, metrics = _work(workspace, task, context, partition)
+    trained = bundle.arrays(workspace.model, None, copy=False)
+    if name := not_finite(trained):
+        raise FloatingPointError(f"{name} is not finite after training")
+    shared = {name: trained.pop(name) for name in task.arrays}
+    reply = Message(write_update(LocalUpdate(partition, task.round, shared, num_examples, metrics)), reply_to=message)
+    remember(context, trained)
+    return reply
 
 
 def query(message: Message, context: Context, config: RunConfig) -> Message:
@@ -30,14 +39,13 @@ def query(message: Message, context: Context, config: RunConfig) -> Message:
     return Message(write_card(card), reply_to=message)
 
 
-def _update(workspace: Workspace, task: TrainTask, context: Context, partition: int) -> LocalUpdate:
+def _work(workspace: Workspace, task: TrainTask, context: Context, partition: int) -> tuple[int, dict[str, float]]:
+    """Train the model shell in place and return the number of examples and what was logged."""
     procedure: LocalTraining = build(workspace.config, "client")
     examples = Examples(workspace.splits.train, workspace.indices(partition), build(workspace.config, "augmentation"))
-    model = workspace.model
-    bundle.load(model, {**workspace.initial, **recall(context), **task.arrays})
-    metrics = procedure.train(model, workspace.objective, examples, task, partition)
-    trained = bundle.arrays(model, None)
-    return LocalUpdate(partition, {name: trained[name] for name in task.arrays}, len(examples.indices), metrics)
+    bundle.load(workspace.model, {**workspace.initial, **recall(context), **task.arrays})
+    metrics = procedure.train(workspace.model, workspace.objective, examples, task, partition)
+    return len(examples.indices), metrics
 
 
 def _partition(context: Context, workspace: Workspace) -> int:

@@ -3,7 +3,7 @@
 import inspect
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +22,18 @@ from fedssl.errors import ConfigError
 
 CONF = Path(fedssl.__file__).parent.parent / "conf"
 IMPORT_ROOTS = ("fedssl.", "strategies.", "clients.", "torch.optim.", "flwr.serverapp.strategy.")
-COMPONENTS = ("data", "partition", "model", "objective", "augmentation", "client", "strategy", "evaluation", "tracking")
+COMPONENTS = (
+    "data",
+    "partition",
+    "model",
+    "objective",
+    "augmentation",
+    "client",
+    "strategy",
+    "evaluation",
+    "tracking",
+    "availability",
+)
 MISSING = "???"
 Spec = Mapping[str, Any]
 
@@ -33,19 +44,74 @@ class Engine:
 
     Attributes:
         kind: The grid.
-        num_gpus_per_client: Share of a GPU that a client uses; 0 trains on the CPU.
+        num_gpus_per_client: Share of a GPU that a client uses; 0 trains on the CPU, "auto" measures one client and
+            shares each GPU among as many as fit (Ray only).
         threads_per_client: Cores that a client uses.
         num_workers: Worker processes; None takes as many as the cores carry. Ray only.
         address: A running Ray cluster ("auto"), or None for one of this run. Ray only.
         max_retries: How often a client is run again after its worker died. Ray only.
+        client_timeout_seconds: A client that takes longer is ended and counts as failed; None waits. Ray only.
+        schedule: Which client of a round is worked on first; the results are the same. Ray only.
     """
 
     kind: Literal["ray", "local"]
-    num_gpus_per_client: float
-    threads_per_client: int
+    num_gpus_per_client: float | Literal["auto"] = 0.0
+    threads_per_client: int = 1
     num_workers: int | None = None
     address: str | None = None
     max_retries: int = 0
+    client_timeout_seconds: float | None = None
+    schedule: Literal["longest_first", "by_partition"] = "longest_first"
+
+    def __post_init__(self) -> None:
+        _at_least(self, num_workers=1, threads_per_client=1, max_retries=0)
+        gpus = self.num_gpus_per_client
+        if gpus != "auto" and gpus < 0:
+            raise ValueError(f"num_gpus_per_client must be 0 or more, got {gpus}")
+        if gpus == "auto" and self.kind == "local":
+            raise ValueError("num_gpus_per_client must be a number with engine=local, got auto")
+        if self.client_timeout_seconds is not None and not self.client_timeout_seconds > 0:
+            raise ValueError(f"client_timeout_seconds must be above 0, got {self.client_timeout_seconds}")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What is kept so that a run can go on.
+
+    Attributes:
+        every: Rounds between bundles; None writes none.
+        keep: Bundles kept, the latest.
+        best: Name of the score whose best round keeps its bundle and its encoder; None keeps none.
+        best_is: Whether the best value of that score is the largest or the smallest.
+    """
+
+    every: int | None
+    keep: int
+    best: str | None
+    best_is: Literal["max", "min"]
+
+    def __post_init__(self) -> None:
+        _at_least(self, every=1, keep=1)
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyStop:
+    """When a run ends before its last round.
+
+    Attributes:
+        score: Name of a score of the evaluation; None never stops early.
+        patience: Evaluations without a new best after which the run ends.
+        min_delta: A new best is better than the last by more than this.
+        best_is: Whether the best value of that score is the largest or the smallest.
+    """
+
+    score: str | None
+    patience: int
+    min_delta: float
+    best_is: Literal["max", "min"]
+
+    def __post_init__(self) -> None:
+        _at_least(self, patience=1, min_delta=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +124,11 @@ class RunConfig:
         cohort: Clients in a round; None takes all.
         quorum: Fewest updates a round needs to count; None asks for one from every client of the round.
         run_dir: Directory of the run, or None for one under outputs/.
+        resume: "auto" goes on from the last bundle of run_dir, or begins where there is none; None always begins.
         evaluate_every: Rounds between evaluations; the last round is always evaluated.
         engine: Where clients run.
+        checkpoint: What is kept so that a run can go on.
+        early_stop: When a run ends before its last round.
         components: Constructor and arguments of each exchangeable part.
         text: The whole configuration as YAML; two runs with the same text are the same run.
     """
@@ -69,10 +138,19 @@ class RunConfig:
     cohort: int | None
     quorum: int | None
     run_dir: str | None
+    resume: Literal["auto"] | None
     evaluate_every: int
     engine: Engine
+    checkpoint: Checkpoint
+    early_stop: EarlyStop
     components: Mapping[str, Spec]
     text: str
+
+
+_VALUES = ("seed", "rounds", "cohort", "quorum", "run_dir", "resume", "evaluate_every")
+_FREE = ("run_dir", "resume", "engine.", "checkpoint.", "tracking.")  # may change when a run goes on
+_BOUND = ("engine.threads_per_client", "engine.num_gpus_per_client")  # these change the bits all the same
+_SECTIONS = {"engine": Engine, "checkpoint": Checkpoint, "early_stop": EarlyStop}
 
 
 def load(overrides: Sequence[str] | str) -> RunConfig:
@@ -114,6 +192,28 @@ def build(config: RunConfig, name: str) -> Any:  # noqa: ANN401
         raise (cause or error) from None
 
 
+def differing_keys(first: str, second: str) -> list[str]:
+    """Return the keys in which two configurations differ, of those that the result of a run depends on.
+
+    Args:
+        first: `RunConfig.text` of a run.
+        second: That of another.
+
+    Returns:
+        "key: first value -> second value" of each.
+    """
+    old, new = (_flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (first, second))
+    keys = [key for key in {**old, **new} if not key.startswith(_FREE) or key in _BOUND]
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:  # noqa: ANN401
+    if not isinstance(tree, dict):
+        return {path: tree}
+    pairs = (_flat(value, f"{path}.{key}" if path else str(key)) for key, value in tree.items())
+    return {key: value for pair in pairs for key, value in pair.items()}
+
+
 def key_first(text: str) -> str:
     """Return "KEY must be X, got V" as "KEY=V: must be X"; any other text as it is."""
     return re.sub(r"^(\S+) (must .*), got (.*)$", r"\1=\3: \2", text)
@@ -121,45 +221,45 @@ def key_first(text: str) -> str:
 
 def _typed(tree: DictConfig) -> RunConfig:
     plain: dict[str, Any] = OmegaConf.to_container(tree, resolve=True)  # type: ignore[assignment]
-    engine = plain["engine"]
-    _require_type("engine", engine, Engine)
+    sections = {name: _section(name, plain[name], kind) for name, kind in _SECTIONS.items()}
     components = {name: plain[name] for name in COMPONENTS}
     for name, spec in components.items():
         _check_component(name, spec)
-    config = RunConfig(
-        seed=plain["seed"],
-        rounds=plain["rounds"],
-        cohort=plain["cohort"],
-        quorum=plain["quorum"],
-        run_dir=plain["run_dir"],
-        evaluate_every=plain["evaluate_every"],
-        engine=Engine(**engine),
-        components=components,
-        text=OmegaConf.to_yaml(OmegaConf.create(plain)),
-    )
+    values = {name: plain[name] for name in _VALUES}
+    config = RunConfig(**values, **sections, components=components, text=OmegaConf.to_yaml(OmegaConf.create(plain)))
     _check_ranges(config)
     return config
 
 
-def _check_ranges(config: RunConfig) -> None:
-    for field, hint in get_type_hints(RunConfig).items():
-        value = getattr(config, field)
-        if field not in ("engine", "components", "text") and not _matches(value, hint):
-            raise ConfigError(f"{field}={value}: must be {_name(hint)}")
-    least = {"seed": 0, "rounds": 1, "cohort": 1, "quorum": 1, "evaluate_every": 1}
-    for field, bound in least.items():
-        value = getattr(config, field)
+def _section(name: str, values: Spec, kind: Callable[..., Any]) -> Any:  # noqa: ANN401
+    _require_type(name, values, kind)
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ConfigError(key_first(f"{name}.{error}")) from error
+
+
+def _at_least(section: Any, **bounds: float) -> None:  # noqa: ANN401
+    """Raise ValueError when a value of `section` that is given lies below its bound."""
+    for name, bound in bounds.items():
+        value = getattr(section, name)
         if value is not None and value < bound:
-            raise ConfigError(f"{field}={value}: must be at least {bound}")
-    engine = config.engine
-    if engine.num_workers is not None and engine.num_workers < 1:
-        raise ConfigError(f"engine.num_workers={engine.num_workers}: must be at least 1")
-    if engine.threads_per_client < 1:
-        raise ConfigError(f"engine.threads_per_client={engine.threads_per_client}: must be at least 1")
-    if engine.num_gpus_per_client < 0:
-        raise ConfigError(f"engine.num_gpus_per_client={engine.num_gpus_per_client}: must be 0 or more")
-    if engine.max_retries < 0:
-        raise ConfigError(f"engine.max_retries={engine.max_retries}: must be 0 or more")
+            raise ValueError(f"{name} must be at least {bound}, got {value}")
+
+
+def _check_ranges(config: RunConfig) -> None:
+    hints = get_type_hints(RunConfig)
+    for name in _VALUES:
+        if not _matches(value := getattr(config, name), hints[name]):
+            raise ConfigError(f"{name}={value}: must be {_name(hints[name])}")
+    try:
+        _at_least(config, seed=0, rounds=1, cohort=1, quorum=1, evaluate_every=1)
+    except ValueError as error:
+        raise ConfigError(key_first(str(error))) from error
+    if config.resume is not None and config.run_dir is None:
+        raise ConfigError(f"resume={config.resume}: needs run_dir=DIR, the run to go on with")
+    if config.resume is not None and config.checkpoint.every is None:
+        raise ConfigError(f"resume={config.resume}: needs checkpoint.every, which is null")
 
 
 def _check_component(path: str, spec: Spec) -> None:

@@ -42,6 +42,7 @@ class LocalUpdate:
 
     Attributes:
         partition: The client.
+        round: The round of the task that this answers.
         arrays: Tensors by name, the same names as the task's.
         num_examples: Examples trained on; 0 says "nothing to contribute".
         metrics: Named numbers; "loss" is the mean training loss.
@@ -49,6 +50,7 @@ class LocalUpdate:
     """
 
     partition: int
+    round: int
     arrays: Arrays
     num_examples: int
     metrics: Mapping[str, float]
@@ -66,7 +68,14 @@ class ClientCard:
 
 def to_record(arrays: Arrays) -> ArrayRecord:
     """Write arrays by name into a record."""
-    return ArrayRecord({name: Array(np.asarray(value)) for name, value in arrays.items()})
+    return ArrayRecord({name: _array(np.asarray(value, order="C")) for name, value in arrays.items()})
+
+
+def _array(value: NDArray[Any]) -> Array:
+    """Write an array as Flower does, in .npy bytes, with a single copy."""
+    header = BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(value))
+    return Array(str(value.dtype), value.shape, "numpy.ndarray", b"".join((header.getvalue(), value.data)))
 
 
 def from_record(record: ArrayRecord) -> dict[str, NDArray[Any]]:
@@ -117,7 +126,7 @@ def write_update(update: LocalUpdate) -> RecordDict:
     records: dict[str, ArrayRecord | ConfigRecord | MetricRecord] = {
         "arrays": to_record(update.arrays),
         "metrics": MetricRecord({"num-examples": update.num_examples, **update.metrics}),
-        "client": ConfigRecord({"partition": update.partition}),
+        "client": ConfigRecord({"partition": update.partition, "round": update.round}),
     }
     records |= {_EXTRA + name: to_record(arrays) for name, arrays in update.extras.items()}
     return RecordDict(cast(Any, records))
@@ -126,8 +135,10 @@ def write_update(update: LocalUpdate) -> RecordDict:
 def read_update(content: RecordDict) -> LocalUpdate:
     """Decode an update."""
     metrics = dict(content.metric_records["metrics"])
+    client = content.config_records["client"]
     return LocalUpdate(
-        partition=int(cast(int, content.config_records["client"]["partition"])),
+        partition=int(cast(int, client["partition"])),
+        round=int(cast(int, client["round"])),
         arrays=from_record(content.array_records["arrays"]),
         num_examples=int(cast(int, metrics.pop("num-examples"))),
         metrics={name: float(cast(float, value)) for name, value in metrics.items()},

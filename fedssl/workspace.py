@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fedssl.arrays import Arrays
+from fedssl.arrays import Arrays, sha256
 from fedssl.config import COMPONENTS, RunConfig, build, key_first
 from fedssl.data.dataset import Splits
 from fedssl.data.partition import OnDevice, Partitioner, partition
@@ -30,7 +30,7 @@ class Workspace:
     @cached_property
     def device(self) -> torch.device:
         """The device that trains here."""
-        return torch.device("cuda" if self.config.engine.num_gpus_per_client > 0 else "cpu")
+        return torch.device("cpu" if self.config.engine.num_gpus_per_client == 0 else "cuda")
 
     @cached_property
     def splits(self) -> Splits:
@@ -55,6 +55,13 @@ class Workspace:
     def num_clients(self) -> int:
         """Clients of the federation."""
         return self.partitioner.num_clients if isinstance(self.partitioner, OnDevice) else len(self.parts or ())
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of which examples every client holds; empty where the server has none."""
+        if self.parts is None:
+            return ""
+        return sha256({"labels": self.splits.train.labels, **{str(k): part for k, part in enumerate(self.parts)}})
 
     def indices(self, client: int) -> NDArray[np.int64]:
         """Return the examples that `client` trains on in this process."""
@@ -92,7 +99,12 @@ def prepare(config: RunConfig) -> Workspace:
     for name in COMPONENTS:
         if name != "data":
             build(config, name)
-    if build(config, "evaluation") is not None:
+    evaluation = build(config, "evaluation")
+    for key, score in (("checkpoint.best", config.checkpoint.best), ("early_stop.score", config.early_stop.score)):
+        names = () if evaluation is None else evaluation.score_names
+        if score is not None and score not in names:
+            raise ConfigError(f"{key}={score}: must be a score of the evaluation: {', '.join(names) or 'it has none'}")
+    if evaluation is not None:
         workspace.splits  # noqa: B018 - the server evaluates on them
     try:
         num_clients = workspace.num_clients

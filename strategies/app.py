@@ -1,5 +1,6 @@
 """The ServerApp: one run from configuration to report, the same on every runtime."""
 
+import logging
 import time
 import traceback
 from collections.abc import Mapping
@@ -10,18 +11,23 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedssl.arrays import Arrays, sha256
+from fedssl.checkpoint import Bundle
 from fedssl.config import RunConfig, build, load
 from fedssl.data.partition import counts
 from fedssl.errors import DataError, RunError
 from fedssl.models import bundle
 from fedssl.report.html import write_report
 from fedssl.report.progress import Progress
-from fedssl.report.records import RoundRecord, RunResult
-from fedssl.report.rundir import RunDirectory
+from fedssl.report.records import Failure, RoundRecord, RunResult
+from fedssl.report.rundir import BEST_ENCODER, CONFIG, ERROR, RunDirectory
 from fedssl.report.tracker import Tracker
 from fedssl.report.versions import versions
+from fedssl.report.watch import best_round, reason_to_stop
 from fedssl.workspace import Workspace, prepare
 from strategies.base import Federated, Plan
+from strategies.continuation import Saver, find_bundle
+
+LOGGER = logging.getLogger("fedssl")
 
 app = ServerApp()
 
@@ -33,28 +39,86 @@ def main(grid: Grid, context: Context) -> None:
 
 
 class _Recorder:
-    """Writes each round down, shows it, and keeps what the end of the run needs."""
+    """Writes each round down, shows it, saves it, and keeps what the end of the run needs."""
 
-    def __init__(self, rundir: RunDirectory, progress: Progress, tracker: Tracker | None, initial: Arrays) -> None:
-        self.records: list[RoundRecord] = []
-        self.arrays = initial
-        self._rundir = rundir
-        self._progress = progress
-        self._tracker = tracker
+    def __init__(self, run: "_Run") -> None:
+        self.records: list[RoundRecord] = list(run.saved.records) if run.saved else []
+        self.arrays: Arrays = run.saved.arrays if run.saved else run.initial
+        self.untrained: Mapping[str, float] = run.saved.untrained_scores if run.saved else {}
+        self.stopped: str | None = None
+        self._run = run
 
     def waiting(self, online: int, wanted: int) -> None:
-        self._progress.waiting(online, wanted)
+        self._run.progress.waiting(online, wanted)
 
     def client_done(self, round_number: int, done: int, total: int) -> None:
-        self._progress.client_done(round_number, done, total)
+        self._run.progress.client_done(round_number, done, total)
 
-    def round_done(self, record: RoundRecord, arrays: Arrays) -> None:
+    def client_failed(self, failure: Failure, details: str) -> None:
+        self._run.progress.client_failed(failure, self._run.rundir.write_failure(failure, details))
+
+    def round_done(self, record: RoundRecord, arrays: Arrays) -> bool:
+        config = self._run.workspace.config
         self.records.append(record)
         self.arrays = arrays
-        self._rundir.append_round(record)
-        self._progress.round_done(record)
-        if self._tracker is not None:
-            self._tracker.round(record)
+        self._run.rundir.append_round(record)
+        self._run.progress.round_done(record)
+        if self._run.tracker is not None:
+            self._run.tracker.round(record)
+        stop = config.early_stop
+        if stop.score is not None and record.scores:
+            self.stopped = reason_to_stop(self.records, stop.score, stop.best_is, stop.patience, stop.min_delta)
+        self._save(record.round if self.stopped else config.rounds)
+        return self.stopped is None
+
+    @property
+    def best(self) -> RoundRecord | None:
+        """The best round by the score that checkpoints watch."""
+        setting = self._run.workspace.config.checkpoint
+        return None if setting.best is None else best_round(self.records, setting.best, setting.best_is)
+
+    def _save(self, last: int) -> None:
+        run, number = self._run, len(self.records)
+        best = self.best.round if self.best else None
+        if best == number:
+            run.rundir.write_encoder(_backbone(self.arrays), BEST_ENCODER)
+        if run.saver.due(number, last, best):
+            bundle = Bundle(
+                config=run.workspace.config.text,
+                data=run.workspace.fingerprint,
+                records=tuple(self.records),
+                arrays=self.arrays,
+                strategy=run.strategy.state(),
+                memories=run.saver.save_memories(),
+                tracker=run.tracker.position() if run.tracker else {},
+                untrained_scores=self.untrained,
+                seconds=run.seconds(),
+            )
+            run.saver.save(bundle, best)
+
+
+class _Run:
+    """What a run is made of; going on with one needs its last bundle beside."""
+
+    def __init__(self, config: RunConfig, grid: Grid) -> None:
+        self._begun = time.monotonic()
+        self.workspace = prepare(config)
+        self.strategy: Federated = build(config, "strategy")
+        self.initial = bundle.arrays(self.workspace.model, self.strategy.share)
+        self.tracker: Tracker | None = build(config, "tracking")
+        self.progress = Progress()
+        path = run_directory(config)
+        goes_on = config.resume is not None and (path / CONFIG).exists()
+        self.saved = find_bundle(config, path, self.workspace.fingerprint) if goes_on else None
+        self.saver = Saver(path, config.checkpoint, grid)
+        if self.saved is not None:
+            self.saver.restore(self.saved)
+        records = self.saved.records if self.saved else ()
+        self.rundir = RunDirectory.reopen(path, records) if goes_on else RunDirectory.create(path, config.text)
+
+    def seconds(self) -> float:
+        """Wall-clock time, that of earlier processes included."""
+        return (self.saved.seconds if self.saved else 0.0) + time.monotonic() - self._begun
 
 
 def run_directory(config: RunConfig) -> Path:
@@ -75,45 +139,63 @@ def run(config: RunConfig, grid: Grid) -> tuple[RunResult, Path]:
         DataError: The data cannot be used; nothing was written.
         RunError: The run ended early; the text names the run directory, which holds what was reached.
     """
-    begun = time.monotonic()
-    workspace = prepare(config)
-    strategy: Federated = build(config, "strategy")
-    initial = bundle.arrays(workspace.model, strategy.share)
-    tracker: Tracker | None = build(config, "tracking")
-    rundir = RunDirectory.create(run_directory(config), config.text)
-    progress = Progress()
-    recorder = _Recorder(rundir, progress, tracker, initial)
-    if tracker is not None:
-        tracker.start({"config": config.text, "run_dir": str(rundir.path)})
+    if done := _completed(config):
+        return done
+    run = _Run(config, grid)
+    recorder = _Recorder(run)
+    if run.tracker is not None:
+        position = run.saved.tracker if run.saved else {}
+        run.tracker.start({"config": config.text, "run_dir": str(run.rundir.path)}, position)
     status = "completed"
-    untrained: Mapping[str, float] = {}
     failure: BaseException | None = None
     try:
-        with progress:
-            progress.begin(config.rounds)
-            untrained = _scores(workspace, initial)
-            _train(workspace, strategy, grid, recorder)
+        with run.progress:
+            run.progress.begin(config.rounds, len(recorder.records))
+            if run.saved is None:
+                recorder.untrained = _scores(run.workspace, run.initial)
+            _train(run, recorder, grid)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever ended the run, its rounds are kept
         status, failure = _reason(error), error
-        rundir.write_text("error.txt", traceback.format_exc())
-    result = _result(workspace, recorder, status, untrained, time.monotonic() - begun)
-    _finish(rundir, workspace, recorder, result)
-    if tracker is not None:
-        tracker.finish(result)
+        run.rundir.write_text(ERROR, traceback.format_exc())
+    result = _result(run, recorder, status)
+    _finish(run, recorder, result)
     if failure is not None:
-        raise RunError(f"{status}; run directory {rundir.path}") from failure
-    return result, rundir.path
+        raise RunError(f"{status}; run directory {run.rundir.path}") from failure
+    return result, run.rundir.path
 
 
-def _train(workspace: Workspace, strategy: Federated, grid: Grid, recorder: _Recorder) -> None:
-    config = workspace.config
-    plan = Plan(config.rounds, config.seed, workspace.num_clients, config.cohort, config.quorum)
+def _completed(config: RunConfig) -> tuple[RunResult, Path] | None:
+    """Return the result of a run that is to go on and has ended already."""
+    if config.resume is None:
+        return None
+    path = run_directory(config)
+    result = RunDirectory(path).read_result()
+    if result is None or result.status != "completed":
+        return None
+    find_bundle(config, path, prepare(config).fingerprint)
+    LOGGER.warning("run_dir=%s: is completed already, nothing is run again", path)
+    return result, path
+
+
+def _train(run: _Run, recorder: _Recorder, grid: Grid) -> None:
+    workspace, config = run.workspace, run.workspace.config
+    plan = Plan(
+        rounds=config.rounds,
+        seed=config.seed,
+        num_clients=workspace.num_clients,
+        cohort=config.cohort,
+        quorum=config.quorum,
+        num_examples=None if workspace.parts is None else lambda partition: len(workspace.indices(partition)),
+        availability=build(config, "availability"),
+        history=tuple(recorder.records),
+        state=run.saved.strategy if run.saved else {},
+    )
 
     def evaluate(round_number: int, arrays: Arrays) -> Mapping[str, float]:
         due = round_number % config.evaluate_every == 0 or round_number == config.rounds
         return _scores(workspace, arrays) if due else {}
 
-    strategy.start(grid, recorder.arrays, plan, evaluate, recorder, bundle.buffer_names(workspace.model))
+    run.strategy.start(grid, recorder.arrays, plan, evaluate, recorder, bundle.buffer_names(workspace.model))
 
 
 def _reason(error: BaseException) -> str:
@@ -134,31 +216,41 @@ def _scores(workspace: Workspace, arrays: Arrays) -> Mapping[str, float]:
     return scores
 
 
-def _result(
-    workspace: Workspace, recorder: _Recorder, status: str, untrained: Mapping[str, float], seconds: float
-) -> RunResult:
-    records = recorder.records
+def _result(run: _Run, recorder: _Recorder, status: str) -> RunResult:
+    records, best, score = recorder.records, recorder.best, run.workspace.config.checkpoint.best
+    clock = [record.virtual_seconds for record in records if record.virtual_seconds is not None]
     return RunResult(
         status=status,
         rounds_completed=len(records),
         model_sha256=sha256(recorder.arrays),
         scores=next((record.scores for record in reversed(records) if record.scores), {}),
-        untrained_scores=untrained,
+        untrained_scores=recorder.untrained,
         privacy=None,
-        clients=workspace.num_clients,
+        clients=run.workspace.num_clients,
         failures=sum(len(record.failures) for record in records),
-        seconds=seconds,
+        seconds=run.seconds(),
         bytes_up=sum(record.bytes_up for record in records),
         bytes_down=sum(record.bytes_down for record in records),
         versions=versions(),
+        stopped_early=recorder.stopped,
+        best={"round": best.round, score: best.scores[score]} if best and score else None,
+        virtual_seconds=sum(clock) if clock else None,
     )
 
 
-def _finish(rundir: RunDirectory, workspace: Workspace, recorder: _Recorder, result: RunResult) -> None:
-    backbone = {name: array for name, array in recorder.arrays.items() if name.startswith("backbone.")}
-    rundir.write_encoder({name.removeprefix("backbone."): array for name, array in backbone.items()})
+def _backbone(arrays: Arrays) -> Arrays:
+    prefix = f"{bundle.BACKBONE}."
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _finish(run: _Run, recorder: _Recorder, result: RunResult) -> None:
+    workspace, rundir = run.workspace, run.rundir
+    rundir.write_encoder(_backbone(recorder.arrays))
     parts = workspace.parts
     table = None if parts is None else counts(workspace.splits.train, parts)
     classes = () if parts is None else workspace.splits.train.classes
     write_report(rundir, workspace.config.text, recorder.records, result, table, classes)
     rundir.write_result(result)
+    if run.tracker is not None:
+        run.tracker.finish(result)
+    rundir.close()

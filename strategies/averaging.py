@@ -1,7 +1,7 @@
 """Weighted averaging, with a server optimizer where asked (McMahan et al. 2017; Reddi et al. 2021)."""
 
-from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -10,6 +10,8 @@ from fedssl.arrays import Arrays
 from fedssl.wire import LocalUpdate
 from strategies.aggregation import WeightedMean
 from strategies.base import Federated
+
+_MakeOptimizer = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 
 
 class Averaging(Federated):
@@ -24,7 +26,7 @@ class Averaging(Federated):
     def __init__(
         self,
         share: Collection[str] | None = None,
-        optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer] | None = None,
+        optimizer: _MakeOptimizer | None = None,
     ) -> None:
         super().__init__(share)
         self._make_optimizer = optimizer
@@ -39,15 +41,28 @@ class Averaging(Federated):
         merged = mean.result()
         return merged if self._make_optimizer is None else self._step(current, merged)
 
-    def _step(self, current: Arrays, mean: Arrays) -> dict[str, Any]:
-        trained = [name for name in sorted(current) if name not in self.buffers]
-        if self._optimizer is None and self._make_optimizer is not None:
+    def state(self) -> Mapping[str, Any]:
+        """Return the server optimizer's state."""
+        return {} if self._optimizer is None else {"optimizer": self._optimizer.state_dict()}
+
+    def restore(self, state: Mapping[str, Any], current: Arrays) -> None:
+        """Take the server optimizer's state back."""
+        if "optimizer" in state:
+            self._open(current).load_state_dict(state["optimizer"])
+
+    def _open(self, current: Arrays) -> torch.optim.Optimizer:
+        """Return the server optimizer, made when it is first needed; buffers are no parameters of it."""
+        if self._optimizer is None:
+            trained = [name for name in sorted(current) if name not in self.buffers]
             self._parameters = {name: torch.nn.Parameter(torch.tensor(current[name])) for name in trained}
-            self._optimizer = self._make_optimizer(list(self._parameters.values()))
+            self._optimizer = cast(_MakeOptimizer, self._make_optimizer)(list(self._parameters.values()))
+        return self._optimizer
+
+    def _step(self, current: Arrays, mean: Arrays) -> dict[str, Any]:
+        optimizer = self._open(current)
         for name, parameter in self._parameters.items():
             parameter.data.copy_(torch.tensor(current[name]))
             parameter.grad = torch.tensor(np.asarray(current[name] - mean[name]))
-        if self._optimizer is not None:
-            self._optimizer.step()
+        optimizer.step()
         stepped = {name: parameter.detach().numpy().copy() for name, parameter in self._parameters.items()}
         return {**mean, **stepped}

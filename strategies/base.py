@@ -2,8 +2,9 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,8 +14,11 @@ from flwr.serverapp import Grid
 from fedssl.arrays import Arrays, num_bytes
 from fedssl.errors import RunError
 from fedssl.report.records import Failure, RoundRecord
-from fedssl.wire import LocalUpdate, TrainTask, read_update, write_task
-from strategies.cohort import Roster, last_line, replies_in_order, take_roster
+from fedssl.simulation.availability import Attendance, Availability, attend
+from fedssl.simulation.grid import SimulationGrid
+from fedssl.wire import LocalUpdate, TrainTask, write_task
+from strategies.cohort import Roster, take_roster
+from strategies.replies import last_line, read_sound, replies_in_order
 
 Evaluate = Callable[[int, Arrays], Mapping[str, float]]
 
@@ -30,20 +34,40 @@ class Listener(Protocol):
         """A client of the round has answered."""
         ...
 
-    def round_done(self, record: RoundRecord, arrays: Arrays) -> None:
-        """A round is complete and `arrays` is the global model now."""
+    def client_failed(self, failure: Failure, details: str) -> None:
+        """A client of the round gave no sound update; `details` is all that is known, such as a traceback."""
+        ...
+
+    def round_done(self, record: RoundRecord, arrays: Arrays) -> bool:
+        """A round is complete and `arrays` is the global model now; return whether to go on."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long, with whom, from which seed; a cohort of None is everyone, a quorum of None the whole cohort."""
+    """How long, with whom, from which seed.
+
+    Attributes:
+        rounds: The last round.
+        seed: The run's seed.
+        num_clients: Clients of the federation.
+        cohort: Clients in a round; None is everyone.
+        quorum: Fewest updates a round needs; None asks for one from every client that is available.
+        num_examples: Returns the examples of a partition where the server made the partition; None asks the clients.
+        availability: Who can be chosen and who leaves, on a virtual clock; None: everyone answers.
+        history: Rounds that are done already, by an earlier process of the same run.
+        state: What `Federated.state` returned after the last of them.
+    """
 
     rounds: int
     seed: int
     num_clients: int
     cohort: int | None
     quorum: int | None
+    num_examples: Callable[[int], int] | None = None
+    availability: Availability | None = None
+    history: Sequence[RoundRecord] = ()
+    state: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -55,110 +79,160 @@ class _Tally:
     failures: list[Failure] = field(default_factory=list)
     metrics: dict[str, list[float]] = field(default_factory=dict)
 
+    def add(self, update: LocalUpdate) -> None:
+        self.bytes_up += num_bytes(update.arrays) + sum(num_bytes(extra) for extra in update.extras.values())
+        self.clients.append(update.partition)
+        for name, value in update.metrics.items():
+            self.metrics.setdefault(name, []).append(value)
+
 
 class Federated(ABC):
     """A server rule: subclasses say how updates become the next global model, in `merge`.
 
+    One that keeps anything else between rounds returns it from `state` and takes it back in `restore`, so that a run
+    continues to the same bits.
+
     Args:
         share: Groups of tensors that are exchanged ("backbone", "head", ...); None exchanges all.
+        metrics: Numbers that every client must report because `merge` reads them.
     """
 
-    def __init__(self, share: Collection[str] | None = None) -> None:
+    def __init__(self, share: Collection[str] | None = None, metrics: Collection[str] = ()) -> None:
         self.share = None if share is None else tuple(share)
+        self.metrics = tuple(metrics)
         self.buffers: frozenset[str] = frozenset()
 
     @abstractmethod
     def merge(self, current: Arrays, updates: Iterator[LocalUpdate], round_number: int) -> dict[str, Any]:
-        """Return the next global arrays from the updates, which come one at a time in partition order."""
+        """Return the next global arrays from the updates, which come one at a time, in the order of the cohort."""
 
     def task(self, current: Arrays, round_number: int, plan: Plan) -> TrainTask:
         """Return what every client of the round is asked."""
         return TrainTask(round_number, plan.rounds, plan.seed, current)
 
+    def state(self) -> Mapping[str, Any]:
+        """Return what the rule keeps between rounds: numbers, texts, PyTorch tensors, and lists and dicts of these."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any], current: Arrays) -> None:
+        """Take back what `state` returned; `current` is the global model of that moment.
+
+        Raises:
+            ValueError: There is state, and this rule keeps none.
+        """
+        if state:
+            raise ValueError(f"{type(self).__name__} keeps nothing between rounds, the bundle has {sorted(state)}")
+
     def start(
         self, grid: Grid, initial: Arrays, plan: Plan, evaluate: Evaluate, listener: Listener, buffers: frozenset[str]
     ) -> None:
-        """Run every round on `grid`; the listener gets the global arrays of each.
+        """Run every round on `grid` that is not in the plan's history; the listener gets the global arrays of each.
 
         Raises:
             RunError: A round fell under its quorum, or its updates could not be merged.
         """
         self.buffers = buffers
-        roster = take_roster(grid, plan.num_clients, listener.waiting)
+        self.restore(plan.state, initial)
+        if isinstance(grid, SimulationGrid) and plan.num_examples is not None:
+            roster = Roster(plan.num_clients, grid.node_of, plan.num_examples)
+        else:
+            roster = take_roster(grid, plan.num_clients, listener.waiting)
         current = dict(initial)
-        for round_number in range(1, plan.rounds + 1):
+        now = sum(record.virtual_seconds or 0.0 for record in plan.history)
+        for round_number in range(len(plan.history) + 1, plan.rounds + 1):
             begun = time.monotonic()
-            current, tally, bytes_down = self._round(grid, roster, current, round_number, plan, listener)
-            scores = evaluate(round_number, current)
-            metrics = {name: float(np.mean(values)) for name, values in tally.metrics.items()}
-            listener.round_done(
-                RoundRecord(
-                    round=round_number, scores=scores, metrics=metrics, epsilon=None, bytes_up=tally.bytes_up,
-                    bytes_down=bytes_down, seconds=time.monotonic() - begun, clients=tuple(tally.clients),
-                    failures=tuple(tally.failures),
-                ),
-                current,
-            )  # fmt: skip
+            attendance = _attendance(roster, plan, round_number, now)
+            now += attendance.seconds
+            bytes_down = num_bytes(current) * len(attendance.present)
+            current, tally = self._round(grid, roster, attendance, current, round_number, plan, listener)
+            record = RoundRecord(
+                round=round_number,
+                scores=evaluate(round_number, current),
+                metrics={name: float(np.mean(values)) for name, values in tally.metrics.items()},
+                epsilon=None,
+                bytes_up=tally.bytes_up,
+                bytes_down=bytes_down,
+                seconds=time.monotonic() - begun,
+                clients=tuple(tally.clients),
+                failures=tuple(tally.failures),
+                absent=tuple(Failure(round_number, *item) for item in attendance.absent.items()),
+                virtual_seconds=None if plan.availability is None else attendance.seconds,
+            )
+            if not listener.round_done(record, current):
+                return
 
     def _round(
-        self, grid: Grid, roster: Roster, current: Arrays, round_number: int, plan: Plan, listener: Listener
-    ) -> tuple[dict[str, Any], _Tally, int]:
-        cohort = roster.sample(plan.seed, round_number, plan.cohort)
+        self,
+        grid: Grid,
+        roster: Roster,
+        attendance: Attendance,
+        current: Arrays,
+        round_number: int,
+        plan: Plan,
+        listener: Listener,
+    ) -> tuple[dict[str, Any], _Tally]:
+        cohort = attendance.present
         content = write_task(self.task(current, round_number, plan))
         messages = [
-            Message(content, roster.nodes[partition], MessageType.TRAIN, group_id=str(round_number))
+            Message(content, roster.node_of(partition), MessageType.TRAIN, group_id=str(round_number))
             for partition in cohort
         ]
         tally = _Tally()
 
         def updates() -> Iterator[LocalUpdate]:
             for done, (partition, reply) in enumerate(zip(cohort, replies_in_order(grid, messages), strict=True), 1):
-                update = _receive(reply, partition, current, round_number, tally)
+                update = self._receive(reply, partition, current, round_number, tally, listener)
                 listener.client_done(round_number, done, len(cohort))
-                if update is not None:
+                if update is not None and update.num_examples > 0:
                     yield update
-            _require_quorum(tally, plan.quorum, len(cohort), round_number)
+            _require_quorum(tally, plan.quorum, attendance, round_number)
 
-        merged = self.merge(current, updates(), round_number)
-        return merged, tally, num_bytes(current) * len(cohort)
+        stream = updates()
+        first = next(stream, None)
+        merged = dict(current) if first is None else self.merge(current, chain([first], stream), round_number)
+        return merged, tally
 
-
-def _receive(reply: Message, partition: int, current: Arrays, round_number: int, tally: _Tally) -> LocalUpdate | None:
-    """Return the update when it is sound; otherwise count a failure and return None."""
-    if reply.has_error():
-        tally.failures.append(Failure(round_number, partition, last_line(reply.error.reason)))
+    def _receive(
+        self, reply: Message, partition: int, current: Arrays, round_number: int, tally: _Tally, listener: Listener
+    ) -> LocalUpdate | None:
+        """Return the update when it is sound; otherwise count a failure and return None."""
+        if reply.has_error():
+            reason, details = last_line(reply.error.reason), reply.error.reason or ""
+        else:
+            try:
+                update = read_sound(reply, partition, round_number, current, self.metrics)
+            except ValueError as error:
+                reason = details = str(error)
+            else:
+                tally.add(update)
+                return update
+        tally.failures.append(Failure(round_number, partition, reason))
+        listener.client_failed(tally.failures[-1], details)
         return None
-    update = read_update(reply.content)
-    wrong = _defect(update, partition, current)
-    if wrong is not None:
-        tally.failures.append(Failure(round_number, partition, wrong))
-        return None
-    tally.bytes_up += num_bytes(update.arrays)
-    tally.clients.append(partition)
-    for name, value in update.metrics.items():
-        tally.metrics.setdefault(name, []).append(value)
-    return update
 
 
-def _defect(update: LocalUpdate, partition: int, current: Arrays) -> str | None:
-    """Say what makes an update unfit to be merged, or None."""
-    if update.partition != partition:
-        return f"the answer came from partition {update.partition}"
-    if set(update.arrays) != set(current):
-        return f"tensors differ: {sorted(set(update.arrays) ^ set(current))[:3]}"
-    for name, array in update.arrays.items():
-        if array.shape != current[name].shape or array.dtype != current[name].dtype:
-            return f"{name} is {array.dtype}{array.shape}, not {current[name].dtype}{current[name].shape}"
-        if not np.all(np.isfinite(array)):
-            return f"{name} holds values that are not finite"
-    return None if all(np.isfinite(value) for value in update.metrics.values()) else "a metric is not finite"
+def _attendance(roster: Roster, plan: Plan, round_number: int, now: float) -> Attendance:
+    """Return the cohort of a round, and who of it answers."""
+    model = plan.availability
+    if model is None:
+        return Attendance(tuple(roster.sample(plan.seed, round_number, plan.cohort, None)), {}, 0.0)
+    cohort = roster.sample(
+        plan.seed, round_number, plan.cohort, lambda partition: model.online(plan.seed, partition, now)
+    )
+    sizes = [roster.num_examples(partition) for partition in cohort]
+    return attend(model, plan.seed, round_number, cohort, sizes)
 
 
-def _require_quorum(tally: _Tally, quorum: int | None, asked: int, round_number: int) -> None:
+def _require_quorum(tally: _Tally, quorum: int | None, attendance: Attendance, round_number: int) -> None:
     """Raise RunError when fewer clients answered than the round needs."""
-    got = len(tally.clients)
-    if got < (asked if quorum is None else quorum):
-        first = tally.failures[0]
-        count = f"{asked - got} of {asked} clients failed"
-        wanted = "a smaller quorum goes on without them" if got else "none is left to average"
-        raise RunError(f"round {round_number}, partition {first.partition}: {first.reason} ({count}; {wanted})")
+    asked, got = len(attendance.present), len(tally.clients)
+    if got >= (asked if quorum is None else quorum):
+        return
+    if not tally.failures:
+        raise RunError(
+            f"round {round_number}: {got} clients are available, quorum={quorum} ({len(attendance.absent)} absent)"
+        )
+    first = tally.failures[0]
+    count = f"{asked - got} of {asked} clients failed"
+    wanted = "a smaller quorum goes on without them" if got else "none is left to average"
+    raise RunError(f"round {round_number}, partition {first.partition}: {first.reason} ({count}; {wanted})")

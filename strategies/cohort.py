@@ -1,7 +1,7 @@
 """Who is there and who takes part: clients are known by partition, and a cohort is a seeded draw."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message, MessageType, RecordDict
@@ -10,45 +10,54 @@ from flwr.serverapp import Grid
 from fedssl.errors import RunError
 from fedssl.seeding import generator
 from fedssl.wire import ClientCard, read_card
+from strategies.replies import last_line, replies_in_order
 
 _PAUSE_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Roster:
-    """Every client by partition, with the node that serves it."""
+    """Every client; what is asked of a partition is looked up when it takes part, so a round costs its cohort only.
 
-    cards: dict[int, ClientCard]
-    nodes: dict[int, int]
+    Attributes:
+        num_clients: Clients, with partitions 0 to num_clients - 1.
+        node_of: Returns the node that serves a partition.
+        num_examples: Returns the examples that a partition holds.
+    """
 
-    def sample(self, seed: int, round_number: int, size: int | None) -> list[int]:
-        """Draw `size` partitions without replacement, sorted; None takes all."""
-        everyone = sorted(self.cards)
-        if size is None:
-            return everyone
-        chosen = generator(seed, "cohort", round_number).choice(everyone, size=size, replace=False)
-        return sorted(int(partition) for partition in chosen)
+    num_clients: int
+    node_of: Callable[[int], int]
+    num_examples: Callable[[int], int]
 
+    def sample(self, seed: int, round_number: int, size: int | None, online: Callable[[int], bool] | None) -> list[int]:
+        """Draw `size` of the partitions that are online without replacement, those with most examples first.
 
-def replies_in_order(grid: Grid, messages: Sequence[Message]) -> Iterator[Message]:
-    """Send `messages` and yield their replies in the order of the messages, each as soon as it is its turn."""
-    waiting = list(grid.push_messages(messages))
-    arrived: dict[str, Message] = {}
-    for message_id in list(waiting):
-        while message_id not in arrived:
-            news = list(grid.pull_messages([other for other in waiting if other not in arrived]))
-            arrived |= {reply.metadata.reply_to_message_id: reply for reply in news}
-            if not news:
-                time.sleep(_PAUSE_SECONDS)
-        waiting.remove(message_id)
-        yield arrived.pop(message_id)
+        Args:
+            seed: The run's seed.
+            round_number: Names the draw.
+            size: Clients to draw; None, or fewer online, takes everyone online.
+            online: Says who may be drawn; None is everyone.
+
+        Returns:
+            Partitions by falling number of examples, then rising index: the order in which they are worked on, so that
+            a long client does not hold up the end of the round, and in which their updates are merged.
+        """
+        rng = generator(seed, "cohort", round_number)
+        if online is not None:
+            here = (int(partition) for partition in rng.permutation(self.num_clients) if online(int(partition)))
+            chosen = [partition for partition, _ in zip(here, range(size or self.num_clients), strict=False)]
+        elif size is None:
+            chosen = list(range(self.num_clients))
+        else:
+            chosen = [int(partition) for partition in rng.choice(self.num_clients, size=size, replace=False)]
+        return sorted(chosen, key=lambda partition: (-self.num_examples(partition), partition))
 
 
 def take_roster(grid: Grid, num_clients: int, waiting: Callable[[int, int], None]) -> Roster:
     """Wait for `num_clients` nodes, telling `waiting` how many there are, and ask each for its card.
 
     Raises:
-        RunError: A client could not say who it is, or two clients are the same partition.
+        RunError: A client could not say who it is, two clients are the same partition, or one is missing.
     """
     while len(nodes := sorted(grid.get_node_ids())) < num_clients:
         waiting(len(nodes), num_clients)
@@ -63,10 +72,11 @@ def take_roster(grid: Grid, num_clients: int, waiting: Callable[[int, int], None
         if card.partition in cards:
             raise RunError(f"round 0, partition {card.partition}: two nodes serve it; give each its own partition-id")
         cards[card.partition], homes[card.partition] = card, node
-    return Roster(cards, homes)
+    _require_everyone(sorted(cards), num_clients)
+    return Roster(num_clients, homes.__getitem__, lambda partition: cards[partition].num_examples)
 
 
-def last_line(reason: str | None) -> str:
-    """Return the last line of a traceback, which says what went wrong."""
-    lines = (reason or "no reason given").strip().splitlines()
-    return lines[-1] if lines else "no reason given"
+def _require_everyone(partitions: Sequence[int], num_clients: int) -> None:
+    missing = sorted(set(range(num_clients)) - set(partitions))
+    if missing:
+        raise RunError(f"round 0, partition {missing[0]}: no node serves it; partition-ids count from 0")

@@ -25,7 +25,7 @@ class FedVSSL(Federated):
             raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
         if beta not in (0, 1):
             raise ValueError(f"beta must be 0 or 1, got {beta}")
-        super().__init__(share=("backbone",))
+        super().__init__(share=("backbone",), metrics=("loss",))
         self.alpha = float(alpha)
         self.beta = beta
 

@@ -1,9 +1,11 @@
 """Any strategy of Flower as a server rule here: its arithmetic, our cohorts, order of replies and quorum."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, cast
 
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from flwr.supercore.run import Run
@@ -13,6 +15,7 @@ from fedssl.wire import LocalUpdate, Setting, TrainTask, from_record, to_record,
 from strategies.base import Federated, Plan
 
 _NODE = 1
+_ARRAY, _RECORD = "<array>", "<record>"  # mark what a plain value stands for
 
 
 class FlowerStrategy(Federated):
@@ -57,10 +60,51 @@ class FlowerStrategy(Federated):
             raise ValueError(f"{type(self.strategy).__name__} returned other tensors than it was given")
         return {name: arrays[name].astype(current[name].dtype) for name in current}
 
+    def state(self) -> Mapping[str, Any]:
+        """Return what the strategy keeps: its numbers, arrays and records by name.
+
+        Raises:
+            ValueError: It keeps something of another kind.
+        """
+        return {name: _plain(name, value) for name, value in vars(self.strategy).items() if not callable(value)}
+
+    def restore(self, state: Mapping[str, Any], current: Arrays) -> None:
+        """Give the strategy back what it kept."""
+        for name, value in state.items():
+            setattr(self.strategy, name, _rich(value))
+
     def _reply(self, update: LocalUpdate) -> Message:
         content = write_update(update)
         records = {"arrays": content.array_records["arrays"], "metrics": content.metric_records["metrics"]}
         return Message(RecordDict(cast(Any, records)), reply_to=cast(Message, self._template))
+
+
+def _plain(name: str, value: Any) -> Any:  # noqa: ANN401 - a strategy may keep anything
+    """Return `value` as tensors, numbers, texts, lists and dicts."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.ndarray):
+        return {_ARRAY: torch.from_numpy(np.array(value))}
+    if isinstance(value, ArrayRecord):
+        return {_RECORD: {key: torch.from_numpy(np.array(array)) for key, array in from_record(value).items()}}
+    if isinstance(value, dict):
+        return {key: _plain(name, item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(name, item) for item in value)
+    raise ValueError(f"{name} is a {type(value).__name__}, which no bundle can hold; set checkpoint.every=null")
+
+
+def _rich(value: Any) -> Any:  # noqa: ANN401
+    """Return what `_plain` made plain."""
+    if isinstance(value, dict) and _ARRAY in value:
+        return value[_ARRAY].numpy()
+    if isinstance(value, dict) and _RECORD in value:
+        return to_record({key: tensor.numpy() for key, tensor in value[_RECORD].items()})
+    if isinstance(value, dict):
+        return {key: _rich(item) for key, item in value.items()}
+    return type(value)(_rich(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 class _Facade(Grid):

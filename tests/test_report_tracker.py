@@ -31,8 +31,8 @@ def test_an_init_that_raises_costs_one_warning_and_ends_the_tracking(
     monkeypatch.setattr(wandb, "init", broken)
     tracker = Wandb("fedssl", mode="offline")
     with caplog.at_level(logging.WARNING, logger="fedssl"):
-        tracker.start({})
-        tracker.start({})
+        tracker.start({}, {})
+        tracker.start({}, {})
         tracker.round(RECORD)
         tracker.finish(RESULT)
     assert len(calls) == 1
@@ -53,7 +53,7 @@ def test_without_a_key_it_records_offline(
     if key:
         monkeypatch.setenv("WANDB_API_KEY", key)
     tracker = Wandb("fedssl")
-    tracker.start({"run_dir": tmp_path})
+    tracker.start({"run_dir": tmp_path}, {})
     tracker.round(RECORD)
     tracker.finish(RESULT)
     assert (seen["mode"], seen["dir"], seen["project"]) == (mode, str(tmp_path), "fedssl")

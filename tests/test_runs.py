@@ -31,7 +31,7 @@ def test_both_grids_and_any_number_of_workers_give_the_same_bits(tmp_path: Path)
     assert results[0]["scores"] == results[1]["scores"] == results[2]["scores"]
     assert all(one["status"] == "completed" and one["failures"] == 0 for one in results)
     assert {path.name for path in (tmp_path / "0").iterdir()} == {
-        "config.yaml", "rounds.jsonl", "encoder.safetensors", "report.html", "result.json",
+        "config.yaml", "rounds.jsonl", "encoder.safetensors", "report.html", "result.json", "checkpoints",
     }  # fmt: skip
 
 
@@ -76,10 +76,10 @@ def test_bad_input_gets_one_line_and_exit_2(
 def test_a_directory_that_holds_a_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*TINY, "engine=local", "rounds=1", f"run_dir={tmp_path}"]
     assert main(arguments) == 0
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert main(arguments) == 2
     assert "already holds a run" in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def failed_run(arguments: list[str], run_dir: Path, capsys: pytest.CaptureFixture[str]) -> str:

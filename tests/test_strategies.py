@@ -21,7 +21,7 @@ CURRENT = {"backbone.w": np.array([0.0, 0.0], np.float32), "backbone.n": np.arra
 def updates() -> Iterator[LocalUpdate]:
     for partition, (value, examples, loss, steps) in enumerate([(1.0, 10, 0.0, 5), (3.0, 30, np.log(3.0), 7)]):
         arrays = {"backbone.w": np.full(2, value, np.float32), "backbone.n": np.array(steps, np.int64)}
-        yield LocalUpdate(partition, arrays, examples, {"loss": float(loss)})
+        yield LocalUpdate(partition, 1, arrays, examples, {"loss": float(loss)})
 
 
 def test_fedavg_is_the_mean_weighted_by_examples() -> None:
@@ -42,7 +42,7 @@ def test_fedvssl_with_alpha_1_weighs_by_softmax_of_minus_the_loss() -> None:
 def test_the_softmax_mean_does_not_overflow_and_does_not_depend_on_which_loss_comes_first() -> None:
     def at(losses: tuple[float, float]) -> np.ndarray:
         rows = [
-            LocalUpdate(i, {"backbone.w": np.full(1, v, np.float64)}, 1, {"loss": loss})
+            LocalUpdate(i, 1, {"backbone.w": np.full(1, v, np.float64)}, 1, {"loss": loss})
             for i, (v, loss) in enumerate(zip((1.0, 3.0), losses, strict=True))
         ]
         return FedVSSL(alpha=1.0, beta=0).merge({}, iter(rows), 1)["backbone.w"]

@@ -32,7 +32,7 @@ def test_a_task_and_an_update_come_back_as_they_were_sent() -> None:
     assert (back.round, back.num_rounds, back.seed, back.settings) == (3, 10, 7, {"mu": 0.5})
     assert same(back.arrays, ARRAYS)
     assert same(back.extras["control"], ARRAYS)
-    update = read_update(unpack(pack(write_update(LocalUpdate(2, ARRAYS, 9, {"loss": 1.5}, {"c": ARRAYS})))))
+    update = read_update(unpack(pack(write_update(LocalUpdate(2, 3, ARRAYS, 9, {"loss": 1.5}, {"c": ARRAYS})))))
     assert (update.partition, update.num_examples, update.metrics) == (2, 9, {"loss": 1.5})
     assert same(update.arrays, ARRAYS)
     assert same(update.extras["c"], ARRAYS)

@@ -53,6 +53,11 @@ class VideoEvaluation:
         if not self.knn_temperature > 0:
             raise ValueError(f"knn_temperature must be above 0, got {self.knn_temperature}")
 
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """Names of the scores, in order."""
+        return (*(f"R@{k}" for k in self.ks), "kNN")
+
     def __call__(self, encoder: Encoder, splits: Splits, device: torch.device) -> dict[str, float]:
         """Return "R@k" for each k and "kNN", all in [0, 1].
 

@@ -38,12 +38,13 @@ def build_bundle(make_encoder: Callable[[], Encoder], objective: Objective, seed
     return nn.ModuleDict({BACKBONE: encoder, **groups})
 
 
-def arrays(model: nn.ModuleDict, groups: Collection[str] | None) -> dict[str, NDArray[Any]]:
-    """Return copies of the tensors of `groups`, parameters and buffers, in the order of the state dict.
+def arrays(model: nn.ModuleDict, groups: Collection[str] | None, *, copy: bool = True) -> dict[str, NDArray[Any]]:
+    """Return the tensors of `groups`, parameters and buffers, in the order of the state dict.
 
     Args:
         model: A bundle.
         groups: Names of groups; None means all of them.
+        copy: False returns views of a model on the CPU, which its next step changes.
 
     Returns:
         Arrays by tensor name, e.g. "backbone.body.0.0.weight".
@@ -56,7 +57,8 @@ def arrays(model: nn.ModuleDict, groups: Collection[str] | None) -> dict[str, ND
     if unknown:
         raise ValueError(f"groups must be among {', '.join(sorted(model.keys()))}, got {', '.join(unknown)}")
     state = model.state_dict()
-    return {name: state[name].cpu().numpy().copy() for name in state if name.split(".")[0] in wanted}
+    views = {name: state[name].cpu().numpy() for name in state if name.split(".")[0] in wanted}
+    return {name: view.copy() for name, view in views.items()} if copy else views
 
 
 def load(model: nn.Module, arrays: Arrays) -> None:
@@ -78,13 +80,21 @@ def load(model: nn.Module, arrays: Arrays) -> None:
         _check(name, array, state[name])
     with torch.no_grad():
         for name, array in arrays.items():
-            state[name].copy_(torch.from_numpy(np.array(array)))
+            _copy(array, state[name])
 
 
 def buffer_names(model: nn.Module) -> frozenset[str]:
     """Return the names in the state dict that no optimizer trains, e.g. running means."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     return frozenset(model.state_dict()) - parameters
+
+
+def _copy(array: NDArray[Any], tensor: torch.Tensor) -> None:
+    """Copy once; NumPy takes read-only arrays, which PyTorch does not."""
+    if tensor.device.type == "cpu":
+        np.copyto(tensor.numpy(), array)
+    else:
+        tensor.copy_(torch.from_numpy(np.array(array)))
 
 
 def _check(name: str, array: NDArray[Any], tensor: torch.Tensor) -> None:

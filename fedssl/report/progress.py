@@ -4,7 +4,7 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from fedssl.report.records import RoundRecord
+from fedssl.report.records import Failure, RoundRecord
 from fedssl.report.units import human_number, human_seconds
 
 if TYPE_CHECKING:
@@ -42,12 +42,14 @@ class Progress:
             self._online = online
             self._write(f"waiting for clients: {online} of {wanted} are online")
 
-    def begin(self, rounds: int) -> None:
-        """Say how many rounds there will be."""
+    def begin(self, rounds: int, done: int = 0) -> None:
+        """Say how many rounds there will be, and how many an earlier process has done."""
         self._rounds = rounds
+        if done:
+            self._write(f"goes on after round {done}/{rounds}")
         if self._bar is not None:
             self._tasks = (
-                self._bar.add_task("rounds", total=rounds),
+                self._bar.add_task("rounds", total=rounds, completed=done),
                 self._bar.add_task("clients", total=None),
             )
 
@@ -56,11 +58,14 @@ class Progress:
         if self._bar is not None and self._tasks is not None:
             self._bar.update(self._tasks[1], description=f"clients of round {round}", completed=done, total=total)
 
+    def client_failed(self, failure: Failure, file: str) -> None:
+        """Write why a client failed, when it does, and the file that tells the rest."""
+        where = f"round {failure.round}, partition {failure.partition}"
+        self._write(f"{where} failed: {failure.reason}  ({file})")
+
     def round_done(self, record: RoundRecord) -> None:
-        """Write the round's line and one for each client that failed, and move the bar."""
+        """Write the round's line and move the bar."""
         self._write(round_line(record, self._rounds))
-        for failure in record.failures:
-            self._write(f"  partition {failure.partition} failed: {failure.reason}")
         if self._bar is not None and self._tasks is not None:
             self._bar.update(self._tasks[0], completed=record.round)
 
@@ -83,6 +88,8 @@ def round_line(record: RoundRecord, rounds: int) -> str:
     parts.append(_count(len(record.clients), "client"))
     if record.failures:
         parts.append(f"{len(record.failures)} failed")
+    if record.absent:
+        parts.append(f"{len(record.absent)} absent")
     return "  ".join([*parts, human_seconds(record.seconds)])
 
 

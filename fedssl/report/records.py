@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +41,8 @@ class RoundRecord:
         seconds: Wall-clock time of the round, in seconds.
         clients: Partitions whose updates were merged.
         failures: Clients that were asked and failed.
+        absent: Clients that were chosen and, by the availability model, left or were late.
+        virtual_seconds: The round's time on the virtual clock of the availability model; None without one.
     """
 
     round: int
@@ -51,6 +54,8 @@ class RoundRecord:
     seconds: float
     clients: tuple[int, ...]
     failures: tuple[Failure, ...]
+    absent: tuple[Failure, ...] = ()
+    virtual_seconds: float | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields as JSON values; a number that is not finite becomes null."""
@@ -64,7 +69,15 @@ class RoundRecord:
             "seconds": plain(self.seconds),
             "clients": plain(self.clients),
             "failures": [failure.to_dict() for failure in self.failures],
+            "absent": [failure.to_dict() for failure in self.absent],
+            "virtual_seconds": plain(self.virtual_seconds),
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "RoundRecord":
+        """Return the record whose `to_dict` was `values`."""
+        people = {name: tuple(Failure(**item) for item in values[name]) for name in ("failures", "absent")}
+        return cls(**{**values, **people, "clients": tuple(values["clients"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +97,9 @@ class RunResult:
         bytes_up: Payload from the clients over all rounds, in bytes.
         bytes_down: Payload to the clients over all rounds, in bytes.
         versions: Version of each library by name.
+        stopped_early: Why the run ended before its last round, or None.
+        best: The round with the best value of the score that checkpoints watch, with that value; None without one.
+        virtual_seconds: Time on the virtual clock of the availability model; None without one.
     """
 
     status: str
@@ -98,6 +114,9 @@ class RunResult:
     bytes_up: int
     bytes_down: int
     versions: Mapping[str, str]
+    stopped_early: str | None = None
+    best: Mapping[str, float] | None = None
+    virtual_seconds: float | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields as JSON values; a number that is not finite becomes null."""

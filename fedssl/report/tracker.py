@@ -19,8 +19,17 @@ FINISH_TIMEOUT_SECONDS = 60
 class Tracker(Protocol):
     """Follows a run from the server."""
 
-    def start(self, config: Mapping[str, object]) -> None:
-        """Begin with the resolved configuration; "run_dir" in it names the directory for local files."""
+    def start(self, config: Mapping[str, object], position: Mapping[str, str]) -> None:
+        """Begin with the resolved configuration; "run_dir" in it names the directory for local files.
+
+        Args:
+            config: What the run is.
+            position: What `position` returned in the process that this one goes on from; empty at the start of a run.
+        """
+        ...
+
+    def position(self) -> Mapping[str, str]:
+        """Return what finds this run again."""
         ...
 
     def round(self, record: RoundRecord) -> None:
@@ -48,9 +57,13 @@ class Wandb:
         self._run: Any = None
         self._enabled = True
 
-    def start(self, config: Mapping[str, object]) -> None:
-        """Open the run; its files go to `config["run_dir"]`, or to the working directory without one."""
-        self._guard(lambda: self._init(config))
+    def start(self, config: Mapping[str, object], position: Mapping[str, str]) -> None:
+        """Open the run, or that at `position` again; its files go to `config["run_dir"]`, or the working directory."""
+        self._guard(lambda: self._init(config, position))
+
+    def position(self) -> Mapping[str, str]:
+        """Return the id of the run, empty when the tracking ended."""
+        return {} if self._run is None else {"id": str(self._run.id)}
 
     def round(self, record: RoundRecord) -> None:
         """Log the round's scores, metrics, epsilon, bytes and seconds at step `record.round`."""
@@ -60,7 +73,7 @@ class Wandb:
         """Write the result to the run's summary and close it, waiting at most 60 s for the upload."""
         self._guard(lambda: self._close(result))
 
-    def _init(self, config: Mapping[str, object]) -> None:
+    def _init(self, config: Mapping[str, object], position: Mapping[str, str]) -> None:
         import wandb
 
         mode = self.mode
@@ -76,7 +89,15 @@ class Wandb:
         )
         folder = str(config.get("run_dir") or Path.cwd())
         plain_config = {name: plain(value) for name, value in config.items()}
-        self._run = wandb.init(project=self.project, mode=mode, dir=folder, config=plain_config, settings=settings)
+        self._run = wandb.init(
+            project=self.project,
+            mode=mode,
+            dir=folder,
+            config=plain_config,
+            settings=settings,
+            id=position.get("id"),
+            resume="allow" if position else None,
+        )
 
     def _close(self, result: RunResult) -> None:
         self._run.summary.update(result.to_dict())

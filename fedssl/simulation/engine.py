@@ -1,6 +1,5 @@
 """Open the grid that a configuration asks for."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -26,12 +25,4 @@ def _make(engine: Engine, make_app: Callable[[], ClientApp], num_clients: int) -
         return LocalGrid(make_app(), num_clients)
     from fedssl.simulation.ray_grid import RayGrid
 
-    return RayGrid(
-        make_app,
-        num_clients,
-        num_workers=engine.num_workers or max(1, (os.cpu_count() or 1) // engine.threads_per_client),
-        threads_per_client=engine.threads_per_client,
-        num_gpus_per_client=engine.num_gpus_per_client,
-        address=engine.address,
-        max_retries=engine.max_retries,
-    )
+    return RayGrid(make_app, num_clients, engine)

@@ -12,6 +12,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedssl.simulation.memories import Memories
+
 ClientFailed = 1
 
 
@@ -20,14 +22,17 @@ class SimulationGrid(Grid):
 
     Args:
         num_clients: Nodes on the grid.
+        memories: What clients keep between rounds.
     """
 
-    def __init__(self, num_clients: int) -> None:
+    def __init__(self, num_clients: int, memories: Memories) -> None:
         identify()
+        self.memories = memories
         self._num_clients = num_clients
         self._run = Run.create_empty(1)
         self._queue: deque[Message] = deque()
         self._replies: dict[str, Message] = {}
+        self._unanswered: set[str] = set()
         self._count = 0
 
     def set_run(self, run: Run) -> None:
@@ -49,21 +54,28 @@ class SimulationGrid(Grid):
         """Return every node."""
         return range(1, self._num_clients + 1)
 
+    @staticmethod
+    def node_of(partition: int) -> int:
+        """Return the node that serves a partition; nobody needs to be asked."""
+        return partition + 1
+
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue messages and return their ids."""
-        ids = []
-        for message in messages:
+        pushed = list(messages)
+        for message in pushed:
             self._count += 1
             message.metadata.__dict__["_message_id"] = str(self._count)
-            self._queue.append(message)
-            ids.append(str(self._count))
+        self._queue.extend(self.scheduled(pushed))
+        ids = [message.metadata.message_id for message in pushed]
+        self._unanswered.update(ids)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return replies that are there; when none is, wait for the next one."""
         wanted = set(message_ids)
-        if wanted and not wanted & self._replies.keys():
+        while wanted & self._unanswered and not wanted & self._replies.keys():
             for reply in self.advance():
+                self._unanswered.discard(reply.metadata.reply_to_message_id)
                 self._replies[reply.metadata.reply_to_message_id] = reply
         return [self._replies.pop(message_id) for message_id in sorted(wanted & self._replies.keys(), key=int)]
 
@@ -77,6 +89,10 @@ class SimulationGrid(Grid):
                 waiting.discard(reply.metadata.reply_to_message_id)
                 replies.append(reply)
         return replies
+
+    def scheduled(self, messages: list[Message]) -> list[Message]:
+        """Return messages in the order in which they are worked on; by default that in which they are sent."""
+        return messages
 
     @abstractmethod
     def advance(self) -> list[Message]:
@@ -92,6 +108,11 @@ def identify() -> None:
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
 
 
+def round_of(message: Message) -> int:
+    """Return the round that a message belongs to."""
+    return int(message.metadata.group_id)
+
+
 def node_context(node: int, num_clients: int, state: RecordDict) -> Context:
     """Return the context of a node, as Flower's own simulation makes it."""
     node_config: dict[str, bool | float | int | str] = {"partition-id": node - 1, "num-partitions": num_clients}
@@ -103,4 +124,9 @@ def answer(app: ClientApp, message: Message, context: Context) -> Message:
     try:
         return app(message, context)
     except Exception:  # noqa: BLE001 - a client may fail in any way; the server must hear of each
-        return Message(Error(ClientFailed, traceback.format_exc()), reply_to=message)
+        return failure(message, traceback.format_exc())
+
+
+def failure(message: Message, reason: str) -> Message:
+    """Return the reply that says why there is none; the last line of `reason` is its summary."""
+    return Message(Error(ClientFailed, reason), reply_to=message)

@@ -3,7 +3,8 @@
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedssl.simulation.grid import SimulationGrid, answer, node_context
+from fedssl.simulation.grid import SimulationGrid, answer, node_context, round_of
+from fedssl.simulation.memories import Memories
 
 
 class LocalGrid(SimulationGrid):
@@ -15,21 +16,20 @@ class LocalGrid(SimulationGrid):
     """
 
     def __init__(self, app: ClientApp, num_clients: int) -> None:
-        super().__init__(num_clients)
+        super().__init__(num_clients, Memories(lambda state: state, leave_on_disk=True))
         self._app = app
-        self._states: dict[int, RecordDict] = {}
 
     def advance(self) -> list[Message]:
         """Run the next client."""
         message = self._queue.popleft()
         node = message.metadata.dst_node_id
-        kept = self._states.get(node, RecordDict())
-        context = node_context(node, self._num_clients, RecordDict(dict(kept)))
+        kept = self.memories.get(node - 1)
+        context = node_context(node, self._num_clients, RecordDict(dict(kept or {})))
         reply = answer(self._app, message, context)
-        if not reply.has_error():
-            self._states[node] = context.state
+        if not reply.has_error() and context.state:
+            self.memories.put(node - 1, round_of(message), context.state)
         return [reply]
 
     def close(self) -> None:
         """Forget every client's state."""
-        self._states.clear()
+        self.memories.clear()

@@ -1,139 +1,264 @@
 """The Ray grid: clients on worker processes that keep their model shell and their decoded data."""
 
+import logging
+import math
 import os
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedssl.simulation.grid import ClientFailed, SimulationGrid, answer, identify, node_context
+from fedssl.config import Engine
+from fedssl.simulation.gpu_share import GpuUse, limit_memory, measure, workers_per_gpu
+from fedssl.simulation.grid import SimulationGrid, answer, failure, identify, node_context, round_of
+from fedssl.simulation.memories import Memories
 from fedssl.simulation.parcel import Parcel, pack, unpack, without_content
 
+LOGGER = logging.getLogger("fedssl")
 MakeApp = Callable[[], ClientApp]
-_Answer = tuple[Message, Parcel | None, Parcel | None]
+_Answer = tuple[tuple[Message, bool], Parcel | None, Parcel | None]
+_RESULTS_A_WORKER = 4  # finished and not yet merged: more would let memory grow with the cohort
+_STARTS = 3  # of a worker in a row, before the run gives up
+_LOST = (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.ObjectLostError)
 
 
 class _Worker:
     """One process; runs clients one after the other."""
 
-    def __init__(self, make_app: MakeApp, num_clients: int) -> None:
+    def __init__(self, make_app: MakeApp, num_clients: int, gpu_share: float) -> None:
         identify()
+        if gpu_share > 0:
+            limit_memory(gpu_share)
         self._app = make_app()
         self._num_clients = num_clients
+        self._seconds = 0.0
+
+    def ready(self) -> None:
+        """Answer once the process is there."""
 
     def run(self, shell: Message, content: Parcel, state: Parcel | None) -> _Answer:
-        """Return the reply without content, its content, and what the client keeps."""
+        """Return the reply without content and whether the client keeps anything, its content, and what is kept."""
+        begun = time.monotonic()
         message = Message(unpack(content), metadata=shell.metadata)  # type: ignore[call-overload]
         kept = RecordDict() if state is None else unpack(state)
         context = node_context(message.metadata.dst_node_id, self._num_clients, kept)
         reply = answer(self._app, message, context)
+        self._seconds = time.monotonic() - begun
         if reply.has_error():
-            return reply, None, state
-        return without_content(reply), pack(reply.content), pack(context.state)
+            return (reply, False), None, None
+        state_after = pack(context.state) if context.state else None
+        return (without_content(reply), state_after is not None), pack(reply.content), state_after
+
+    def gpu_use(self) -> GpuUse:
+        """Return what the last client took of the GPU."""
+        return measure(self._seconds)
 
 
 @dataclass(slots=True)
 class _Job:
     message: Message
-    worker: Any
+    parcel: Any
     state: Any
 
 
+@dataclass(slots=True)
+class _Seat:
+    """A worker with the jobs it was given: the first is running, since `since`; another may wait behind it."""
+
+    actor: Any
+    jobs: dict[Any, _Job] = field(default_factory=dict)
+    since: float = 0.0
+
+
 class RayGrid(SimulationGrid):
-    """Clients on `num_workers` Ray actors; a lost actor is replaced and its client run again.
+    """Clients on Ray actors; a lost actor is replaced and its client run again on the same seed.
 
     Args:
         make_app: Makes the client; travels to every worker.
         num_clients: Nodes on the grid.
-        num_workers: Worker processes.
-        threads_per_client: Cores a worker claims.
-        num_gpus_per_client: Share of a GPU a worker claims.
-        address: A Ray cluster ("auto"), or None for a private one on this machine.
-        max_retries: How often a client is run again after its worker died.
+        engine: Workers, their share of GPUs, retries, time limit and schedule. "longest_first" works on messages in the
+            order in which they are sent and merged; "by_partition" goes by partition, and may hold many results
+            until it is their turn to be merged.
     """
 
-    def __init__(
-        self,
-        make_app: MakeApp,
-        num_clients: int,
-        *,
-        num_workers: int,
-        threads_per_client: int = 1,
-        num_gpus_per_client: float = 0.0,
-        address: str | None = None,
-        max_retries: int = 1,
-    ) -> None:
-        super().__init__(num_clients)
-        _connect(address, num_workers * threads_per_client)
-        options = {"num_cpus": threads_per_client, "num_gpus": num_gpus_per_client}
-        self._remote = ray.remote(_Worker).options(**options)
+    def __init__(self, make_app: MakeApp, num_clients: int, engine: Engine) -> None:
+        super().__init__(num_clients, Memories(lambda state: unpack(ray.get(state)), leave_on_disk=False))
+        threads, wanted = engine.threads_per_client, engine.num_workers
+        cores = _connect(engine.address, None if wanted is None else wanted * threads)
+        self._engine = engine
+        self._most_workers = wanted or max(1, cores // threads)
+        self._probing = engine.num_gpus_per_client == "auto"
+        self._gpu_share = 1.0 if engine.num_gpus_per_client == "auto" else engine.num_gpus_per_client
         self._make_app = ray.put(make_app)
-        self._idle = [self._worker() for _ in range(num_workers)]
-        self._running: dict[Any, _Job] = {}
-        self._states: dict[int, Any] = {}
+        self._starting: dict[Any, Any] = {}
+        self._failed_starts = 0
+        self._seats: list[_Seat] = []
+        self._running: dict[Any, _Seat] = {}
         self._retries: dict[str, int] = {}
-        self._max_retries = max_retries
         self._shipped: tuple[RecordDict, Any] | None = None
+        self._start(self._num_workers())
+
+    def scheduled(self, messages: list[Message]) -> list[Message]:
+        """Return messages in the order in which they are worked on."""
+        if self._engine.schedule == "longest_first":
+            return messages
+        return sorted(messages, key=lambda message: message.metadata.dst_node_id)
 
     def advance(self) -> list[Message]:
-        """Keep every worker busy until one client is done."""
+        """Keep every worker busy until at least one client is done."""
         while True:
-            while self._queue and self._idle:
-                self._submit(self._queue.popleft(), self._idle.pop(0))
-            done, _ = ray.wait(list(self._running), num_returns=1)
-            reply = self._collect(done[0])
-            if reply is not None:
-                return [reply]
+            self._fill()
+            waiting = [*self._running, *self._starting]
+            done, _ = ray.wait(waiting, num_returns=1, timeout=self._patience())
+            replies = self._overdue() if not done else self._news(done[0])
+            if replies:
+                return replies
 
     def close(self) -> None:
         """End the workers and leave the cluster."""
         ray.shutdown()
 
-    def _worker(self) -> Any:  # noqa: ANN401 - Ray's handles have no static type
-        return self._remote.remote(self._make_app, self._num_clients)
+    def _num_workers(self) -> int:
+        if self._probing:
+            return 1
+        if self._gpu_share == 0:
+            return self._most_workers
+        gpus = ray.cluster_resources().get("GPU", 0)
+        if gpus < self._gpu_share:
+            raise RuntimeError(f"a worker needs {self._gpu_share:g} of a GPU, Ray sees {gpus:g} GPUs")
+        return max(1, min(self._most_workers, int(gpus / self._gpu_share + 1e-9)))
 
-    def _submit(self, message: Message, worker: Any) -> None:  # noqa: ANN401
+    def _start(self, number: int) -> None:
+        options = {"num_cpus": self._engine.threads_per_client, "num_gpus": self._gpu_share}
+        for _ in range(number):
+            actor = ray.remote(_Worker).options(**options).remote(self._make_app, self._num_clients, self._gpu_share)
+            self._starting[actor.ready.remote()] = actor
+
+    def _fill(self) -> None:
+        """Give out jobs: to idle workers first, then one ahead to each, while results do not pile up."""
+        room = len(self._seats) * _RESULTS_A_WORKER if self._engine.schedule == "longest_first" else math.inf
+        for depth in (0, 1):
+            for seat in self._seats:
+                ahead = depth == 0 or (len(self._queue) > len(self._seats) and not self._probing)
+                if len(seat.jobs) > depth or not self._queue or not ahead:
+                    continue
+                if not self._running or len(self._running) + len(self._replies) < room:
+                    self._submit(self._queue.popleft(), seat)
+
+    def _submit(self, message: Message, seat: _Seat) -> None:
         content = message.content
         if self._shipped is None or self._shipped[0] is not content:
             self._shipped = (content, ray.put(pack(content)))
-        state = self._states.get(message.metadata.dst_node_id)
-        run = worker.run.options(num_returns=3)
+        state = self.memories.get(message.metadata.dst_node_id - 1)
+        if isinstance(state, RecordDict):
+            state = ray.put(pack(state))
+        run = seat.actor.run.options(num_returns=3)
         shell, parcel, new_state = run.remote(without_content(message), self._shipped[1], state)
-        self._running[shell] = _Job(message, worker, (parcel, new_state))
+        if not seat.jobs:
+            seat.since = time.monotonic()
+        seat.jobs[shell] = _Job(message, parcel, new_state)
+        self._running[shell] = seat
 
-    def _collect(self, shell: Any) -> Message | None:  # noqa: ANN401
-        job = self._running.pop(shell)
+    def _patience(self) -> float | None:
+        busy = [seat.since for seat in self._seats if seat.jobs]
+        if self._engine.client_timeout_seconds is None or not busy:
+            return None
+        return max(0.0, min(busy) + self._engine.client_timeout_seconds - time.monotonic())
+
+    def _overdue(self) -> list[Message]:
+        """End the workers whose client takes too long."""
+        now, limit = time.monotonic(), self._engine.client_timeout_seconds or math.inf
+        return [self._end(seat, limit) for seat in list(self._seats) if seat.jobs and now - seat.since >= limit]
+
+    def _end(self, seat: _Seat, limit: float) -> Message:
+        ray.kill(seat.actor)
+        return failure(self._vacate(seat).message, f"no answer after engine.client_timeout_seconds={limit:g}")
+
+    def _news(self, ref: Any) -> list[Message]:  # noqa: ANN401 - Ray's references have no static type
+        if ref in self._starting:
+            self._seat(ref)
+            return []
+        seat = self._running[ref]
+        keeps = False
         try:
-            reply: Message = ray.get(shell)
-        except ray.exceptions.RayActorError as error:
-            self._idle.append(self._worker())
-            return self._retry(job.message, error)
-        self._idle.append(job.worker)
-        parcel, new_state = job.state
-        if reply.has_error():
-            return reply
-        self._states[job.message.metadata.dst_node_id] = new_state
-        reply.content = unpack(ray.get(parcel))
-        return reply
+            reply, keeps = ray.get(ref)
+            if not reply.has_error():
+                reply.content = unpack(ray.get(seat.jobs[ref].parcel))
+        except _LOST as error:
+            return self._retry(self._vacate(seat).message, error)
+        except ray.exceptions.RayTaskError as error:
+            reply = failure(seat.jobs[ref].message, str(error))
+        job = self._release(ref)
+        if keeps:  # a reference: its bytes stay in the object store
+            self.memories.put(job.message.metadata.dst_node_id - 1, round_of(job.message), job.state)
+        if self._probing and job.message.metadata.message_type == MessageType.TRAIN:
+            self._share_gpus(seat)
+        return [reply]
 
-    def _retry(self, message: Message, error: Exception) -> Message | None:
+    def _release(self, ref: Any) -> _Job:  # noqa: ANN401
+        seat = self._running.pop(ref)
+        seat.since = time.monotonic()
+        return seat.jobs.pop(ref)
+
+    def _vacate(self, seat: _Seat) -> _Job:
+        """Replace a worker that is gone, queue again what waited behind its job, and return that job."""
+        first, *behind = seat.jobs.values()
+        for ref in seat.jobs:
+            del self._running[ref]
+        self._seats.remove(seat)
+        self._queue.extendleft(job.message for job in reversed(behind))
+        self._start(1)
+        return first
+
+    def _seat(self, ref: Any) -> None:  # noqa: ANN401
+        actor = self._starting.pop(ref)
+        try:
+            ray.get(ref)
+        except _LOST as error:
+            self._failed_starts += 1
+            if self._failed_starts >= _STARTS:
+                raise RuntimeError(f"{_STARTS} workers in a row could not start: {error}") from error
+            self._start(1)
+            return
+        self._failed_starts = 0
+        self._seats.append(_Seat(actor))
+
+    def _retry(self, message: Message, error: Exception) -> list[Message]:
         name = message.metadata.message_id
         self._retries[name] = self._retries.get(name, 0) + 1
-        if self._retries[name] <= self._max_retries:
+        client = f"round {round_of(message)}, partition {message.metadata.dst_node_id - 1}"
+        if self._retries[name] <= self._engine.max_retries:
+            LOGGER.warning("%s: its worker was lost; a new one runs it again", client)
             self._queue.appendleft(message)
-            return None
-        reason = f"its worker died {self._retries[name]} times, engine.max_retries={self._max_retries}: {error}"
-        return Message(Error(ClientFailed, " ".join(reason.split())), reply_to=message)
+            return []
+        cause = " ".join(str(error).split())
+        reason = f"its worker died {self._retries[name]} times, engine.max_retries={self._engine.max_retries}: {cause}"
+        return [failure(message, reason)]
+
+    def _share_gpus(self, seat: _Seat) -> None:
+        """Replace the worker that was measured by as many as fit on each GPU."""
+        use: GpuUse = ray.get(seat.actor.gpu_use.remote())
+        gpus = int(ray.cluster_resources().get("GPU", 1))
+        number = workers_per_gpu(use, most=max(1, self._most_workers // gpus))
+        LOGGER.info("%d workers a GPU: a client takes %.1f s and %d MiB of it",
+                    number, use.seconds, use.peak_bytes >> 20)  # fmt: skip
+        self._probing, self._gpu_share = False, 1.0 / number
+        ray.kill(seat.actor)
+        self._seats.remove(seat)
+        self._start(number * gpus)
 
 
-def _connect(address: str | None, num_cpus: int) -> None:
+def _connect(address: str | None, num_cpus: int | None) -> int:
+    """Join or start Ray and return the cores it has."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     common = {"configure_logging": True, "logging_level": "ERROR", "log_to_driver": False}
     if address is None:
-        ray.init(num_cpus=num_cpus, include_dashboard=False, **common)
+        ray.init(num_cpus=num_cpus or len(os.sched_getaffinity(0)), include_dashboard=False, **common)
     else:
         ray.init(address=address, **common)
+    return int(ray.cluster_resources().get("CPU", 1))
