@@ -66,21 +66,60 @@ class ClientCard:
     device: str
 
 
+class ArrayView(Array):
+    """A Flower array over a NumPy array; its bytes are written when somebody asks for `data`.
+
+    On one machine nobody does: a grid hands the values over as they are. Until then they follow what the NumPy array
+    becomes, see `settle`.
+    """
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self.values: NDArray[Any] | None = np.asarray(values, order="C")
+        super().__init__(str(values.dtype), values.shape, "numpy.ndarray", b"")
+
+    @property
+    def data(self) -> bytes:
+        """The .npy bytes, as Flower writes them."""
+        return self._bytes if self.values is None else _npy(self.values)
+
+    @data.setter
+    def data(self, data: bytes) -> None:
+        self._bytes = data
+        if data:
+            self.values = None
+
+
 def to_record(arrays: Arrays) -> ArrayRecord:
-    """Write arrays by name into a record."""
-    return ArrayRecord({name: _array(np.asarray(value, order="C")) for name, value in arrays.items()})
-
-
-def _array(value: NDArray[Any]) -> Array:
-    """Write an array as Flower does, in .npy bytes, with a single copy."""
-    header = BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(value))
-    return Array(str(value.dtype), value.shape, "numpy.ndarray", b"".join((header.getvalue(), value.data)))
+    """Write arrays by name into a record, without copying them."""
+    return ArrayRecord({name: ArrayView(value) for name, value in arrays.items()})
 
 
 def from_record(record: ArrayRecord) -> dict[str, NDArray[Any]]:
-    """Read arrays by name from a record, without copying their bytes."""
-    return {name: _view(array) for name, array in record.items()}
+    """Read arrays by name from a record, without copying them; they are read-only."""
+    return {name: _values(array) for name, array in record.items()}
+
+
+def settle(content: RecordDict) -> RecordDict:
+    """Copy the values behind `content`, so that it stays as it is when the arrays it was made from change."""
+    for record in content.array_records.values():
+        for array in record.values():
+            if isinstance(array, ArrayView) and array.values is not None:
+                array.values = array.values.copy()
+    return content
+
+
+def _npy(values: NDArray[Any]) -> bytes:
+    header = BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(values))
+    return b"".join((header.getvalue(), values.data))
+
+
+def _values(array: Array) -> NDArray[Any]:
+    if isinstance(array, ArrayView) and array.values is not None:
+        values = array.values.view()
+        values.flags.writeable = False
+        return values
+    return _view(array)
 
 
 def _view(array: Array) -> NDArray[Any]:

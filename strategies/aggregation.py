@@ -49,12 +49,14 @@ class WeightedMean:
         """
         if self._weight <= 0:
             raise ValueError("no update with a positive weight")
-        return {
-            name: (total / self._weight if np.issubdtype(self._dtypes[name], np.floating) else total).astype(
-                self._dtypes[name]
-            )
-            for name, total in self._sums.items()
-        }
+        return {name: self._divided(name, total) for name, total in self._sums.items()}
+
+    def _divided(self, name: str, total: NDArray[Any]) -> NDArray[Any]:
+        dtype = self._dtypes[name]
+        if not np.issubdtype(dtype, np.floating):
+            return total.astype(dtype)
+        mean: NDArray[Any] = np.divide(total, self._weight, out=np.empty(total.shape, dtype), casting="same_kind")
+        return mean
 
 
 def _add_scaled(total: NDArray[np.float64], values: NDArray[Any], weight: float) -> None:

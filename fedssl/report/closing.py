@@ -19,7 +19,7 @@ def score_rows(result: RunResult) -> list[tuple[str, str, str, str]]:
 
 def cost_rows(result: RunResult) -> list[tuple[str, str]]:
     """Return (name, value) of what the run came to and cost, in human units."""
-    return [
+    rows = [
         ("status", result.status),
         ("rounds", str(result.rounds_completed)),
         ("clients", str(result.clients)),
@@ -28,6 +28,13 @@ def cost_rows(result: RunResult) -> list[tuple[str, str]]:
         ("sent to clients", human_bytes(result.bytes_down)),
         ("time", human_seconds(result.seconds)),
     ]
+    if result.virtual_seconds is not None:
+        rows.append(("virtual time", human_seconds(result.virtual_seconds)))
+    if result.stopped_early is not None:
+        rows.append(("stopped early", result.stopped_early))
+    if result.best is not None:
+        rows.append(("best", ", ".join(f"{name} {value:.4g}" for name, value in result.best.items())))
+    return rows
 
 
 def closing_table(result: RunResult, width: int = 100) -> str:

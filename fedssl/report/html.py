@@ -55,7 +55,7 @@ def write_report(
 
 
 def _tables(records: Sequence[RoundRecord], result: RunResult) -> dict[str, object]:
-    failures = [failure for record in records for failure in record.failures]
+    failures = [failure for record in records for failure in (*record.failures, *record.absent)]
     return {
         "scores": score_rows(result),
         "costs": cost_rows(result),
@@ -69,7 +69,7 @@ def _tables(records: Sequence[RoundRecord], result: RunResult) -> dict[str, obje
 def _round_rows(records: Sequence[RoundRecord]) -> tuple[list[str], list[list[str]]]:
     """Return the header and a row a round; a column for every score that some round has."""
     scores = list(dict.fromkeys(name for record in records for name in record.scores))
-    header = ["round", *scores, "loss", "epsilon", "clients", "failures", "up", "down", "time"]
+    header = ["round", *scores, "loss", "epsilon", "clients", "failures", "absent", "up", "down", "time"]
     rows = [
         [
             str(record.round),
@@ -78,6 +78,7 @@ def _round_rows(records: Sequence[RoundRecord]) -> tuple[list[str], list[list[st
             human_number(record.epsilon),
             str(len(record.clients)),
             str(len(record.failures)),
+            str(len(record.absent)),
             human_bytes(record.bytes_up),
             human_bytes(record.bytes_down),
             human_seconds(record.seconds),

@@ -71,9 +71,9 @@ TEMPLATE = """<!doctype html>
 {{ grid(round_header, rounds, []) }}
 </section>
 
-<section><h2>Failures</h2>
+<section><h2>Failed and absent clients</h2>
 {% if failures %}{{ grid(["round", "partition", "reason"], failures, [0, 1, 2]) }}
-{% else %}<p>No client failed.</p>{% endif %}
+{% else %}<p>No client failed or was absent.</p>{% endif %}
 </section>
 
 <section><h2>Configuration</h2>

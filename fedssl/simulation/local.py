@@ -5,6 +5,7 @@ from flwr.clientapp import ClientApp
 
 from fedssl.simulation.grid import SimulationGrid, answer, node_context, round_of
 from fedssl.simulation.memories import Memories
+from fedssl.wire import settle
 
 
 class LocalGrid(SimulationGrid):
@@ -26,8 +27,11 @@ class LocalGrid(SimulationGrid):
         kept = self.memories.get(node - 1)
         context = node_context(node, self._num_clients, RecordDict(dict(kept or {})))
         reply = answer(self._app, message, context)
-        if not reply.has_error() and context.state:
-            self.memories.put(node - 1, round_of(message), context.state)
+        if reply.has_error():
+            return [reply]
+        settle(reply.content)  # the next client works on the same model
+        if context.state:
+            self.memories.put(node - 1, round_of(message), settle(context.state))
         return [reply]
 
     def close(self) -> None:

@@ -89,7 +89,8 @@ def write(path: Path, state: RecordDict) -> None:
     """Write records as Flower sends them, whole or not at all."""
     for record in state.array_records.values():
         for array in record.values():
-            array.data = bytes(array.data)
+            if not isinstance(array.data, bytes):
+                array.data = bytes(array.data)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as stream:
         stream.write(recorddict_to_proto(state).SerializeToString())

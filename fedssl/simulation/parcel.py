@@ -1,4 +1,4 @@
-"""Records in the shape that Ray's object store reads without copying: array bytes as NumPy buffers."""
+"""Records in the shape that Ray's object store reads without copying: arrays as NumPy buffers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,38 +7,48 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-_Buffer = tuple[str, tuple[int, ...], str, NDArray[np.uint8]]
+from fedssl.wire import ArrayView
+
+_Bytes = tuple[str, tuple[int, ...], str, NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """A RecordDict taken apart: buffers of arrays, and the small records as they are."""
+    """A RecordDict taken apart: the values or the bytes of its arrays, and the small records as they are."""
 
-    arrays: dict[str, dict[str, _Buffer]]
+    arrays: dict[str, dict[str, NDArray[Any] | _Bytes]]
     others: dict[str, MetricRecord | ConfigRecord]
 
 
 def pack(content: RecordDict) -> Parcel:
-    """Take a RecordDict apart; the bytes are shared, not copied."""
+    """Take a RecordDict apart; nothing is copied."""
     arrays = {
-        key: {name: (a.dtype, a.shape, a.stype, np.frombuffer(a.data, np.uint8)) for name, a in record.items()}
+        key: {name: _taken_apart(array) for name, array in record.items()}
         for key, record in content.array_records.items()
     }
     return Parcel(arrays, {**content.metric_records, **content.config_records})
 
 
 def unpack(parcel: Parcel) -> RecordDict:
-    """Put a RecordDict together; array bytes stay where they are."""
+    """Put a RecordDict together; arrays stay where they are."""
     records: dict[str, Any] = dict(parcel.others)
-    for key, buffers in parcel.arrays.items():
+    for key, parts in parcel.arrays.items():
         records[key] = ArrayRecord()
-        for name, buffer in buffers.items():
-            records[key][name] = _array(buffer)
+        for name, part in parts.items():
+            records[key][name] = _put_together(part)
     return RecordDict(records)
 
 
-def _array(buffer: _Buffer) -> Array:
-    dtype, shape, stype, data = buffer
+def _taken_apart(array: Array) -> NDArray[Any] | _Bytes:
+    if isinstance(array, ArrayView) and array.values is not None:
+        return array.values
+    return array.dtype, array.shape, array.stype, np.frombuffer(array.data, np.uint8)
+
+
+def _put_together(part: NDArray[Any] | _Bytes) -> Array:
+    if isinstance(part, np.ndarray):
+        return ArrayView(part)
+    dtype, shape, stype, data = part
     array = Array(dtype, shape, stype, b"")
     array.data = memoryview(data)  # type: ignore[assignment, arg-type]  # every reader of the bytes takes a buffer
     return array

@@ -21,7 +21,7 @@ from fedssl.simulation.parcel import Parcel, pack, unpack, without_content
 LOGGER = logging.getLogger("fedssl")
 MakeApp = Callable[[], ClientApp]
 _Answer = tuple[tuple[Message, bool], Parcel | None, Parcel | None]
-_RESULTS_A_WORKER = 4  # finished and not yet merged: more would let memory grow with the cohort
+_RESULTS_A_WORKER = 3  # in work, or waiting to be merged: without a bound memory would grow with the cohort
 _STARTS = 3  # of a worker in a row, before the run gives up
 _LOST = (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.ObjectLostError)
 
