@@ -70,7 +70,8 @@ def main() -> None:
         for cohort, (own, store) in peaks.items()
     ]
     header = ["cohort", "server, MB", "object store, MB", "together, MB", f"over cohort {COHORTS[0]}"]
-    note = f"Peaks of {chosen['rounds']} rounds on {chosen['workers']} Ray workers; a model is 46.8 MB, its sum twice that."
+    rounds = f"{chosen['rounds']} rounds on {chosen['workers']} Ray workers"
+    note = f"Peaks of {rounds}; a model is 46.8 MB, its sum twice that."
     report("memory", "Peak memory of the server", header, rows, [note])
 
 

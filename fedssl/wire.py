@@ -73,9 +73,13 @@ class ArrayView(Array):
     becomes, see `settle`.
     """
 
+    values: NDArray[Any] | None
+
     def __init__(self, values: NDArray[Any]) -> None:
-        self.values: NDArray[Any] | None = np.asarray(values, order="C")
-        super().__init__(str(values.dtype), values.shape, "numpy.ndarray", b"")
+        # Flower's constructor and setters take longer than the rest of a small tensor's way
+        self.__dict__.update(
+            dtype=str(values.dtype), shape=values.shape, stype="numpy.ndarray", values=np.asarray(values, order="C")
+        )
 
     @property
     def data(self) -> bytes:
@@ -84,14 +88,15 @@ class ArrayView(Array):
 
     @data.setter
     def data(self, data: bytes) -> None:
-        self._bytes = data
-        if data:
-            self.values = None
+        self._bytes, self.values = data, None
 
 
 def to_record(arrays: Arrays) -> ArrayRecord:
     """Write arrays by name into a record, without copying them."""
-    return ArrayRecord({name: ArrayView(value) for name, value in arrays.items()})
+    record = ArrayRecord()
+    for name, value in arrays.items():
+        record[name] = ArrayView(value)  # the constructor would write the bytes
+    return record
 
 
 def from_record(record: ArrayRecord) -> dict[str, NDArray[Any]]:

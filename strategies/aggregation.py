@@ -30,9 +30,10 @@ class WeightedMean:
             if not np.issubdtype(array.dtype, np.floating):
                 self._sums[name] = np.maximum(self._sums[name], array) if name in self._sums else array.copy()
                 continue
-            if name not in self._sums:
-                self._sums[name] = np.zeros(array.shape, np.float64)
-            _add_scaled(self._sums[name].reshape(-1), array.reshape(-1), weight)
+            if name in self._sums:
+                _add_scaled(self._sums[name].reshape(-1), array.reshape(-1), weight)
+            else:
+                self._sums[name] = np.asarray(np.multiply(array, weight, dtype=np.float64))
 
     def scale(self, factor: float) -> None:
         """Multiply every weight so far by `factor`."""

@@ -1,10 +1,12 @@
 """A small federation of a function, for tests of the engine: 4 clients with 1 to 4 examples."""
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import ray
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
@@ -18,6 +20,7 @@ from strategies.base import Plan
 
 INITIAL = {"backbone.w": np.arange(6, dtype=np.float32).reshape(2, 3), "backbone.n": np.array(4, np.int64)}
 Work = Callable[[TrainTask, int], LocalUpdate]
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the tests' folder
 
 
 @dataclass

@@ -84,7 +84,7 @@ def test_a_round_takes_as_long_as_its_slowest_client_or_its_deadline(
     ],
 )
 def test_a_run_tells_who_was_absent_and_what_the_clock_says(words: list[str], tmp_path: Path) -> None:
-    assert main([*TINY, "cohort=4", "rounds=6", "engine=local", "evaluation=none", f"run_dir={tmp_path}", *words]) == 0
+    assert main([*TINY, "cohort=4", "rounds=6", "engine=local", "evaluate_every=6", f"run_dir={tmp_path}", *words]) == 0
     records = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
     assert all(not set(record["clients"]) & {one["partition"] for one in record["absent"]} for record in records)
     assert any(len(record["clients"]) < 4 for record in records)

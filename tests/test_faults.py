@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from fedssl.wire import LocalUpdate, TrainTask
 from simulate import main
 
 Work = Callable[[TrainTask, int], LocalUpdate]
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the tests' folder
 
 
 def plain(task: TrainTask, partition: int) -> LocalUpdate:
@@ -102,14 +105,25 @@ def test_a_worker_that_cannot_start_ends_the_run(tmp_path: Path) -> None:
         federate(Unmakeable(), Engine("ray", num_workers=1), rounds=1)
 
 
+CLUSTER = """
+import sys, time, ray
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+
+
 def test_a_cluster_that_is_there_is_joined_and_left_running() -> None:
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    address = ray.get_runtime_context().gcs_address
-    try:
+    with subprocess.Popen(
+        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as head:
+        assert head.stdin
+        assert head.stdout
+        address = head.stdout.readline().strip()
         heard = federate(plain, Engine("ray", num_workers=1), rounds=1, address=address)
         assert heard.sha256 == federate(plain, Engine("local"), rounds=1).sha256
-    finally:
-        ray.shutdown()
+        assert head.poll() is None
+        head.stdin.close()
 
 
 def test_an_exception_of_a_client_is_kept_whole_and_the_round_goes_on(
