@@ -29,8 +29,15 @@ class Workspace:
 
     @cached_property
     def device(self) -> torch.device:
-        """The device that trains here."""
-        return torch.device("cpu" if self.config.engine.num_gpus_per_client == 0 else "cuda")
+        """The device that trains here.
+
+        Raises:
+            ConfigError: The configuration asks for a GPU, and this machine has none.
+        """
+        share = self.config.engine.num_gpus_per_client
+        if share != 0 and not torch.cuda.is_available():
+            raise ConfigError(f"engine.num_gpus_per_client={share}: must be 0, this machine has no GPU")
+        return torch.device("cpu" if share == 0 else "cuda")
 
     @cached_property
     def splits(self) -> Splits:
@@ -96,6 +103,7 @@ def prepare(config: RunConfig) -> Workspace:
         DataError: The data cannot be used.
     """
     workspace = open_workspace(config)
+    workspace.device  # noqa: B018 - a GPU that is not there
     for name in COMPONENTS:
         if name != "data":
             build(config, name)
