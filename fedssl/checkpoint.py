@@ -1,7 +1,7 @@
 """The atomic bundle of a round, from which a run goes on to the same bits; seeds are derived, so none is in it."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,10 +92,9 @@ def load(folder: Path, round_number: int) -> Bundle:
     return Bundle(**content)
 
 
-def prune(folder: Path, keep_rounds: Collection[int]) -> None:
-    """Delete every bundle but those of `keep_rounds`."""
-    for number in set(rounds(folder)) - set(keep_rounds):
-        (folder / _name(number)).unlink()
+def delete(folder: Path, round_number: int) -> None:
+    """Delete the bundle of a round."""
+    (folder / _name(round_number)).unlink()
 
 
 def rounds(folder: Path) -> list[int]:

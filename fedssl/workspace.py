@@ -63,7 +63,7 @@ class Workspace:
         """Clients of the federation."""
         return self.partitioner.num_clients if isinstance(self.partitioner, OnDevice) else len(self.parts or ())
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of which examples every client holds; empty where the server has none."""
         if self.parts is None:

@@ -9,8 +9,8 @@ from fedssl import checkpoint
 from fedssl.config import Checkpoint, RunConfig, differing_keys
 from fedssl.errors import ConfigError
 from fedssl.report.rundir import CONFIG
-from fedssl.simulation import memories
 from fedssl.simulation.grid import SimulationGrid
+from fedssl.simulation.memories import file_name
 
 LOGGER = logging.getLogger("fedssl")
 
@@ -28,7 +28,9 @@ class Saver:
         self._folder = path / checkpoint.FOLDER
         self._setting = setting
         self._grid = grid
-        self._memories = {number: checkpoint.load(self._folder, number).memories for number in self._rounds()}
+        self._memories = {
+            number: checkpoint.load(self._folder, number).memories for number in checkpoint.rounds(self._folder)
+        }
 
     def due(self, round_number: int, last: int, best: int | None) -> bool:
         """Return whether a round gets a bundle: every few rounds, at the end, and at a new best."""
@@ -45,11 +47,15 @@ class Saver:
         """Write a bundle, and let go of those that are neither among the latest nor that of the round `best`."""
         checkpoint.save(self._folder, bundle)
         self._memories[bundle.round] = bundle.memories
-        kept = {*sorted(self._memories)[-self._setting.keep :], best}
-        self._memories = {number: names for number, names in self._memories.items() if number in kept}
-        checkpoint.prune(self._folder, self._memories)
-        files = {memories.file_name(*item) for rounds in self._memories.values() for item in rounds.items()}
-        memories.prune(self._folder / checkpoint.MEMORIES, files)
+        for number in set(self._memories) - {*sorted(self._memories)[-self._setting.keep :], best}:
+            self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        """Delete a bundle, and the memories that no other bundle needs."""
+        checkpoint.delete(self._folder, number)
+        files = self._memories.pop(number).items()
+        for partition, written in files - set().union(*(kept.items() for kept in self._memories.values())):
+            (self._folder / checkpoint.MEMORIES / file_name(partition, written)).unlink()
 
     def restore(self, bundle: checkpoint.Bundle) -> None:
         """Give the clients of a simulation their memories back; real devices keep their own as long as they run."""
@@ -57,9 +63,6 @@ class Saver:
             self._grid.memories.restore(self._folder / checkpoint.MEMORIES, bundle.memories)
         else:
             LOGGER.warning("resume=auto: devices that were restarted begin again with untrained private tensors")
-
-    def _rounds(self) -> list[int]:
-        return checkpoint.rounds(self._folder)
 
 
 def find_bundle(config: RunConfig, path: Path, fingerprint: str) -> checkpoint.Bundle | None:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from test_runs import TINY, result
 
 from fedssl import checkpoint
@@ -89,7 +90,9 @@ def test_another_configuration_or_other_data_is_refused_with_what_differs(
     assert line.startswith(f"resume=auto: {tmp_path} holds another run: ")
     assert "rounds: 4 -> 9" in line
     assert "strategy.alpha: 0.9 -> 0.5" in line
-    monkeypatch.setattr("fedssl.workspace.Workspace.fingerprint", "other")
+    bundle = tmp_path / checkpoint.FOLDER / "round-000001.pt"
+    torch.save({**torch.load(bundle), "data": "other"}, bundle)
+    before[bundle] = bundle.read_bytes()
     assert main(arguments) == 2
     assert "was run on other data" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -31,6 +31,7 @@ class Memories:
         self._fetch = fetch
         self._leave_on_disk = leave_on_disk
         self._kept: dict[int, _Kept] = {}
+        self._unsaved: set[int] = set()
 
     def get(self, partition: int) -> Any:  # noqa: ANN401 - the grid's own kind of value
         """Return the grid's value of a client, its records if they come from a file, or None before its first round."""
@@ -42,18 +43,18 @@ class Memories:
     def put(self, partition: int, round_number: int, value: Any) -> None:  # noqa: ANN401
         """Keep what `partition` remembers after `round_number`."""
         self._kept[partition] = _Kept(round_number, value)
+        self._unsaved.add(partition)
 
     def save(self, folder: Path) -> dict[int, int]:
         """Write what has no file yet, and return the round of each client's memory by partition."""
         folder.mkdir(parents=True, exist_ok=True)
-        for partition, kept in self._kept.items():
+        for partition in sorted(self._unsaved):
+            kept = self._kept[partition]
             path = folder / file_name(partition, kept.round)
-            if isinstance(kept.value, Path):
-                continue
-            if not path.exists():
-                write(path, self._fetch(kept.value))
+            write(path, self._fetch(kept.value))
             if self._leave_on_disk:
                 self._kept[partition] = _Kept(kept.round, path)
+        self._unsaved.clear()
         return {partition: kept.round for partition, kept in self._kept.items()}
 
     def restore(self, folder: Path, rounds: Mapping[int, int]) -> None:
@@ -71,18 +72,12 @@ class Memories:
     def clear(self) -> None:
         """Forget every client."""
         self._kept.clear()
+        self._unsaved.clear()
 
 
 def file_name(partition: int, round_number: int) -> str:
     """Return the name of the file with what a client remembers after a round."""
     return f"{partition}-{round_number}{_SUFFIX}"
-
-
-def prune(folder: Path, keep: set[str]) -> None:
-    """Delete the memories of `folder` whose names are not in `keep`."""
-    for path in folder.glob(f"*{_SUFFIX}"):
-        if path.name not in keep:
-            path.unlink()
 
 
 def write(path: Path, state: RecordDict) -> None:
