@@ -55,7 +55,7 @@ class Saver:
         checkpoint.delete(self._folder, number)
         files = self._memories.pop(number).items()
         for partition, written in files - set().union(*(kept.items() for kept in self._memories.values())):
-            (self._folder / checkpoint.MEMORIES / file_name(partition, written)).unlink()
+            (self._folder / checkpoint.MEMORIES / file_name(partition, written)).unlink(missing_ok=True)
 
     def restore(self, bundle: checkpoint.Bundle) -> None:
         """Give the clients of a simulation their memories back; real devices keep their own as long as they run."""

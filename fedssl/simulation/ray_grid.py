@@ -13,6 +13,7 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedssl.config import Engine
+from fedssl.errors import ConfigError
 from fedssl.simulation.gpu_share import GpuUse, limit_memory, measure, workers_per_gpu
 from fedssl.simulation.grid import SimulationGrid, answer, failure, identify, node_context, round_of
 from fedssl.simulation.memories import Memories
@@ -129,7 +130,8 @@ class RayGrid(SimulationGrid):
             return self._most_workers
         gpus = ray.cluster_resources().get("GPU", 0)
         if gpus < self._gpu_share:
-            raise RuntimeError(f"a worker needs {self._gpu_share:g} of a GPU, Ray sees {gpus:g} GPUs")
+            share = self._engine.num_gpus_per_client
+            raise ConfigError(f"engine.num_gpus_per_client={share}: must be at most the {gpus:g} GPUs that Ray sees")
         return max(1, min(self._most_workers, int(gpus / self._gpu_share + 1e-9)))
 
     def _start(self, number: int) -> None:
@@ -260,5 +262,8 @@ def _connect(address: str | None, num_cpus: int | None) -> int:
     if address is None:
         ray.init(num_cpus=num_cpus or len(os.sched_getaffinity(0)), include_dashboard=False, **common)
     else:
-        ray.init(address=address, **common)
+        try:
+            ray.init(address=address, **common)
+        except (ConnectionError, ValueError) as error:
+            raise ConfigError(f"engine.address={address}: no Ray cluster answers there") from error
     return int(ray.cluster_resources().get("CPU", 1))
