@@ -90,6 +90,10 @@ class ArrayView(Array):
     def data(self, data: bytes) -> None:
         self._bytes, self.values = data, None
 
+    def deflate(self) -> bytes:
+        """Return what Flower sends for a plain array: a receiver knows no other kind."""
+        return Array(self.dtype, self.shape, self.stype, self.data).deflate()
+
 
 def to_record(arrays: Arrays) -> ArrayRecord:
     """Write arrays by name into a record, without copying them."""

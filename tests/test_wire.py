@@ -1,7 +1,7 @@
 """Typed values survive the way through Flower's records and Ray's parcels."""
 
 import numpy as np
-from flwr.app import Context, RecordDict
+from flwr.app import Array, Context, RecordDict
 
 from fedssl.memory import recall, remember
 from fedssl.simulation.parcel import pack, unpack
@@ -9,9 +9,12 @@ from fedssl.wire import (
     ClientCard,
     LocalUpdate,
     TrainTask,
+    from_record,
     read_card,
     read_task,
     read_update,
+    settle,
+    to_record,
     write_card,
     write_task,
     write_update,
@@ -24,6 +27,22 @@ def same(first: dict, second: dict) -> bool:
     return first.keys() == second.keys() and all(
         first[k].dtype == second[k].dtype and np.array_equal(first[k], second[k]) for k in first
     )
+
+
+def test_an_array_is_sent_as_flower_sends_its_own() -> None:
+    for name, array in ARRAYS.items():
+        sent = to_record(ARRAYS)[name]
+        assert sent.data == Array(array).data
+        assert sent.deflate() == Array(array).deflate()
+        assert sent.object_id == Array(array).object_id
+
+
+def test_a_settled_record_does_not_follow_its_arrays() -> None:
+    values = np.zeros(3, np.float32)
+    content = RecordDict({"arrays": to_record({"w": values})})
+    kept = settle(content).array_records["arrays"]
+    values[:] = 1
+    assert from_record(kept)["w"].tolist() == [0, 0, 0]
 
 
 def test_a_task_and_an_update_come_back_as_they_were_sent() -> None:
