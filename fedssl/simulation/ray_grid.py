@@ -23,6 +23,8 @@ LOGGER = logging.getLogger("fedssl")
 MakeApp = Callable[[], ClientApp]
 _Answer = tuple[tuple[Message, bool], Parcel | None, Parcel | None]
 _RESULTS_A_WORKER = 3  # in work, or waiting to be merged: without a bound memory would grow with the cohort
+# Ray frees merged results once a second or by the hundred: by then the next ones have taken fresh, cold memory.
+_FREE_AT_ONCE = {"free_objects_batch_size": 1, "free_objects_period_milliseconds": 10}
 _STARTS = 3  # of a worker in a row, before the run gives up
 _LOST = (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.ObjectLostError)
 
@@ -260,7 +262,8 @@ def _connect(address: str | None, num_cpus: int | None) -> int:
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     common = {"configure_logging": True, "logging_level": "ERROR", "log_to_driver": False}
     if address is None:
-        ray.init(num_cpus=num_cpus or len(os.sched_getaffinity(0)), include_dashboard=False, **common)
+        cores = num_cpus or len(os.sched_getaffinity(0))
+        ray.init(num_cpus=cores, include_dashboard=False, _system_config=_FREE_AT_ONCE, **common)
     else:
         try:
             ray.init(address=address, **common)
