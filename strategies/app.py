@@ -45,8 +45,8 @@ class _Recorder:
         self.records: list[RoundRecord] = list(run.saved.records) if run.saved else []
         self.arrays: Arrays = run.saved.arrays if run.saved else run.initial
         self.untrained: Mapping[str, float] = run.saved.untrained_scores if run.saved else {}
-        self.stopped: str | None = None
         self._run = run
+        self.stopped = self._reason_to_stop()
 
     def waiting(self, online: int, wanted: int) -> None:
         self._run.progress.waiting(online, wanted)
@@ -65,11 +65,15 @@ class _Recorder:
         self._run.progress.round_done(record)
         if self._run.tracker is not None:
             self._run.tracker.round(record)
-        stop = config.early_stop
-        if stop.score is not None and record.scores:
-            self.stopped = reason_to_stop(self.records, stop.score, stop.best_is, stop.patience, stop.min_delta)
+        self.stopped = self._reason_to_stop()
         self._save(record.round if self.stopped else config.rounds)
         return self.stopped is None
+
+    def _reason_to_stop(self) -> str | None:
+        stop = self._run.workspace.config.early_stop
+        if stop.score is None:
+            return None
+        return reason_to_stop(self.records, stop.score, stop.best_is, stop.patience, stop.min_delta)
 
     @property
     def best(self) -> RoundRecord | None:
@@ -153,7 +157,8 @@ def run(config: RunConfig, grid: Grid) -> tuple[RunResult, Path]:
             run.progress.begin(config.rounds, len(recorder.records))
             if run.saved is None:
                 recorder.untrained = _scores(run.workspace, run.initial)
-            _train(run, recorder, grid)
+            if recorder.stopped is None:  # a process that was killed after it stopped early has nothing left to train
+                _train(run, recorder, grid)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever ended the run, its rounds are kept
         status, failure = _reason(error), error
         run.rundir.write_text(ERROR, traceback.format_exc())

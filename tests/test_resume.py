@@ -151,6 +151,10 @@ def test_early_stopping_ends_a_run_whose_score_no_longer_improves(tmp_path: Path
     assert (ended["status"], ended["rounds_completed"]) == ("completed", 3)  # nothing beats round 1 by more than 1
     assert ended["stopped_early"].startswith("R@1 is best in round 1 ")
     assert checkpoint.rounds(tmp_path / checkpoint.FOLDER)[-1] == 3
+    (tmp_path / "result.json").unlink()  # as if killed before its end was written
+    assert main([*RUN, "engine=local", f"run_dir={tmp_path}", *stop, "resume=auto"]) == 0
+    assert result(tmp_path)["model_sha256"] == ended["model_sha256"]
+    assert result(tmp_path)["rounds_completed"] == 3
 
 
 def test_an_unreadable_bundle_is_named_and_the_one_before_goes_on(
