@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from fedssl.arrays import Arrays
 
-_BLOCK = 1 << 16
+_BLOCK = 1 << 18  # two megabytes of float64: the fastest of 1 << 12 to 1 << 22
 
 
 class WeightedMean:
@@ -21,6 +21,7 @@ class WeightedMean:
         self._sums: dict[str, NDArray[Any]] = {}
         self._dtypes: dict[str, np.dtype[Any]] = {}
         self._weight = 0.0
+        self._scratch = np.empty(_BLOCK)
 
     def add(self, arrays: Arrays, weight: float) -> None:
         """Add one update."""
@@ -31,7 +32,7 @@ class WeightedMean:
                 self._sums[name] = np.maximum(self._sums[name], array) if name in self._sums else array.copy()
                 continue
             if name in self._sums:
-                _add_scaled(self._sums[name].reshape(-1), array.reshape(-1), weight)
+                _add_scaled(self._sums[name].reshape(-1), array.reshape(-1), weight, self._scratch)
             else:
                 self._sums[name] = np.asarray(np.multiply(array, weight, dtype=np.float64))
 
@@ -60,13 +61,14 @@ class WeightedMean:
         return mean
 
 
-def _add_scaled(total: NDArray[np.float64], values: NDArray[Any], weight: float) -> None:
-    """Add weight * values to `total` in place, in blocks that stay in the processor's cache."""
-    scaled = np.empty(min(_BLOCK, values.size), np.float64)
-    for start in range(0, values.size, _BLOCK):
-        block = values[start : start + _BLOCK]
-        np.multiply(block, weight, out=scaled[: block.size], dtype=np.float64)
-        total[start : start + _BLOCK] += scaled[: block.size]
+def _add_scaled(total: NDArray[np.float64], values: NDArray[Any], weight: float, scratch: NDArray[np.float64]) -> None:
+    """Add weight * values to `total` in place, in blocks: converting first is faster than a mixed product."""
+    for start in range(0, values.size, scratch.size):
+        block = values[start : start + scratch.size]
+        scaled = scratch[: block.size]
+        np.copyto(scaled, block)
+        scaled *= weight
+        total[start : start + scratch.size] += scaled
 
 
 class SoftmaxMean:
