@@ -1,6 +1,6 @@
 """FedVSSL on the Weizmann actions, one client a person: retrieval across people, beside all that it must beat.
 
-    python benchmarks/fedvssl_weizmann.py DIR   # the folder with metadata.csv; see --help for time and other choices
+    python -m benchmarks.fedvssl_weizmann DIR   # the folder with metadata.csv; see --help for time and other choices
 
 Every method is `experiment=fedvssl_weizmann` with a few overrides. Each of three folds holds out three people as
 queries. A mean is over folds and seeds; a spread is the standard deviation over seeds of the mean over folds. A run
@@ -11,7 +11,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.measure import processor
 
 ROOT = Path(__file__).parent.parent
 FOLDS = (("daria", "denis", "eli"), ("ido", "ira", "lena"), ("lyova", "moshe", "shahar"))
@@ -84,13 +85,6 @@ def spread(scores: np.ndarray, sign: str = "") -> str:
     return f"{means.mean():{sign}.3f} ± {means.std(ddof=1):.3f}"
 
 
-def processor() -> str:
-    """Return the name of the processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
 def main() -> None:
     """Run what is missing and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -112,7 +106,7 @@ def main() -> None:
         f"- date: {datetime.now(UTC):%Y-%m-%d}",
         f"- machine: {processor()}, {os.cpu_count()} cores, no accelerator; one core a run",
         f"- versions: {', '.join(f'{name} {version}' for name, version in versions.items())}",
-        f"- command: `python {shlex.join([Path(sys.argv[0]).as_posix(), 'DIR', *sys.argv[2:]])}`",
+        f"- command: `python -m {shlex.join(['benchmarks.fedvssl_weizmann', 'DIR', *sys.argv[2:]])}`",
     ]  # fmt: skip
     out = ROOT / "benchmarks" / "results" / "fedvssl_weizmann.md"
     out.parent.mkdir(exist_ok=True)
@@ -121,5 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     main()
