@@ -2,10 +2,10 @@
 
 from flwr.app import Context, Message
 
-from clients.local_training import LocalTraining
+from clients.local_training import LocalTraining, Outcome
 from fedssl.arrays import not_finite
 from fedssl.config import RunConfig, build
-from fedssl.memory import recall, remember
+from fedssl.memory import Memory, recall, remember
 from fedssl.models import bundle
 from fedssl.training.loop import Examples
 from fedssl.wire import ClientCard, LocalUpdate, TrainTask, read_task, write_card, write_update
@@ -21,13 +21,15 @@ def train(message: Message, context: Context, config: RunConfig) -> Message:
     workspace = open_workspace(config)
     task = read_task(message.content)
     partition = _partition(context, workspace)
-    num_examples, metrics = _work(workspace, task, context, partition)
+    outcome = _work(workspace, task, recall(context), partition)
     trained = bundle.arrays(workspace.model, None, copy=False)
     if name := not_finite(trained):
         raise FloatingPointError(f"{name} is not finite after training")
     shared = {name: trained.pop(name) for name in task.arrays}
-    reply = Message(write_update(LocalUpdate(partition, task.round, shared, num_examples, metrics)), reply_to=message)
-    remember(context, trained)
+    num_examples = len(workspace.indices(partition))
+    update = LocalUpdate(partition, task.round, shared, num_examples, outcome.metrics, outcome.sent)
+    reply = Message(write_update(update), reply_to=message)
+    remember(context, Memory(trained, outcome.kept))
     return reply
 
 
@@ -39,13 +41,12 @@ def query(message: Message, context: Context, config: RunConfig) -> Message:
     return Message(write_card(card), reply_to=message)
 
 
-def _work(workspace: Workspace, task: TrainTask, context: Context, partition: int) -> tuple[int, dict[str, float]]:
-    """Train the model shell in place and return the number of examples and what was logged."""
+def _work(workspace: Workspace, task: TrainTask, memory: Memory | None, partition: int) -> Outcome:
+    """Train the model shell in place."""
     procedure: LocalTraining = build(workspace.config, "client")
     examples = Examples(workspace.splits.train, workspace.indices(partition), build(workspace.config, "augmentation"))
-    bundle.load(workspace.model, {**workspace.initial, **recall(context), **task.arrays})
-    metrics = procedure.train(workspace.model, workspace.objective, examples, task, partition)
-    return len(examples.indices), metrics
+    bundle.load(workspace.model, procedure.begin(workspace.initial, memory, task))
+    return procedure.train(workspace.model, workspace.objective, examples, task, partition, memory)
 
 
 def _partition(context: Context, workspace: Workspace) -> int:

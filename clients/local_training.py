@@ -1,19 +1,37 @@
 """Local training: epochs of the objective from the received model (McMahan et al. 2017, client side)."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import nn
 
+from fedssl.arrays import Arrays
+from fedssl.memory import Memory
 from fedssl.objectives.objective import Objective
-from fedssl.training.loop import Examples, OptimizerFactory, Schedule, Stream, fit
+from fedssl.training.loop import Examples, LocalRule, OptimizerFactory, Schedule, Stream, fit
 from fedssl.wire import TrainTask
 
 
 @dataclass(frozen=True, slots=True)
+class Outcome:
+    """What training came to, beside the model itself.
+
+    Attributes:
+        metrics: The mean of every logged number.
+        sent: Named groups of arrays that go to the server with the update.
+        kept: Named groups of arrays that the client remembers.
+    """
+
+    metrics: Mapping[str, float]
+    sent: Mapping[str, Arrays] = field(default_factory=dict)
+    kept: Mapping[str, Arrays] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class LocalTraining:
-    """Train for some epochs with a fresh optimizer.
+    """Train for some epochs with a fresh optimizer; a method changes how a round begins, its steps, or how it ends.
 
     Attributes:
         optimizer: Makes an optimizer from parameters, e.g. `torch.optim.SGD` with its arguments.
@@ -37,21 +55,54 @@ class LocalTraining:
         if self.max_grad_norm < 0:
             raise ValueError(f"max_grad_norm must be 0 or more, got {self.max_grad_norm}")
 
+    def begin(self, initial: Arrays, memory: Memory | None, task: TrainTask) -> Arrays:
+        """Return the tensors that training begins with: what came, beside what this client remembers.
+
+        Args:
+            initial: Every tensor of the untrained model.
+            memory: What the client remembers; None on its first participation.
+            task: What came.
+        """
+        return {**initial, **(memory.tensors if memory else {}), **task.arrays}
+
+    def rule(self, model: nn.ModuleDict, objective: Objective, memory: Memory | None, task: TrainTask) -> LocalRule:
+        """Return what is added to each step; `model` holds what `begin` returned."""
+        return LocalRule()
+
+    def end(
+        self, model: nn.ModuleDict, memory: Memory | None, task: TrainTask, metrics: Mapping[str, float]
+    ) -> Outcome:
+        """Return what is sent and kept beside the model, which is trained now."""
+        return Outcome(metrics)
+
     def train(
-        self, model: nn.ModuleDict, objective: Objective, examples: Examples, task: TrainTask, partition: int
-    ) -> dict[str, float]:
-        """Train `model` in place and return the mean of every logged number.
+        self,
+        model: nn.ModuleDict,
+        objective: Objective,
+        examples: Examples,
+        task: TrainTask,
+        partition: int,
+        memory: Memory | None = None,
+    ) -> Outcome:
+        """Train `model`, which holds what `begin` returned, in place.
 
         Raises:
             ValueError: The server sent a setting that this procedure does not know.
         """
         if task.settings:
-            raise ValueError(f"settings {sorted(task.settings)} are not known to LocalTraining")
-        schedule = Schedule(self.epochs, self.batch_size, self._factor(task), self.max_grad_norm)
+            raise ValueError(f"settings {sorted(task.settings)} are not known to {type(self).__name__}")
+        rule = self.rule(model, objective, memory, task)
+        objective.begin_round(model, first=memory is None)
         stream = Stream(task.seed, partition, task.round)
-        return fit(model, objective, examples, self.optimizer, schedule, stream)
+        metrics = fit(model, objective, examples, self.optimizer, self._schedule(task), stream, rule)
+        return self.end(model, memory, task, metrics)
 
-    def _factor(self, task: TrainTask) -> float:
+    def _schedule(self, task: TrainTask) -> Schedule:
+        progress = ((task.round - 1) / task.num_rounds, task.round / task.num_rounds)
+        return Schedule(self.epochs, self.batch_size, self.rate_factor(task), self.max_grad_norm, progress)
+
+    def rate_factor(self, task: TrainTask) -> float:
+        """Return what the optimizer's learning rate is multiplied by in this round."""
         if self.schedule == "constant":
             return 1.0
         return 0.5 * (1.0 + math.cos(math.pi * (task.round - 1) / task.num_rounds))

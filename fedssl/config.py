@@ -126,6 +126,8 @@ class RunConfig:
         run_dir: Directory of the run, or None for one under outputs/.
         resume: "auto" goes on from the last bundle of run_dir, or begins where there is none; None always begins.
         evaluate_every: Rounds between evaluations; the last round is always evaluated.
+        batch_norm: Whether batch normalisation is averaged as everything else, stays with each client (FedBN, Li et
+            al. 2021), or keeps the statistics it was made with and learns its scale and shift alone.
         engine: Where clients run.
         checkpoint: What is kept so that a run can go on.
         early_stop: When a run ends before its last round.
@@ -140,6 +142,7 @@ class RunConfig:
     run_dir: str | None
     resume: Literal["auto"] | None
     evaluate_every: int
+    batch_norm: Literal["share", "local", "frozen"]
     engine: Engine
     checkpoint: Checkpoint
     early_stop: EarlyStop
@@ -147,7 +150,7 @@ class RunConfig:
     text: str
 
 
-_VALUES = ("seed", "rounds", "cohort", "quorum", "run_dir", "resume", "evaluate_every")
+_VALUES = ("seed", "rounds", "cohort", "quorum", "run_dir", "resume", "evaluate_every", "batch_norm")
 _FREE = ("run_dir", "resume", "engine.", "checkpoint.", "tracking.")  # may change when a run goes on
 _BOUND = ("engine.threads_per_client", "engine.num_gpus_per_client")  # these change the bits all the same
 _SECTIONS = {"engine": Engine, "checkpoint": Checkpoint, "early_stop": EarlyStop}

@@ -1,5 +1,6 @@
 """Per-process caches that can be dropped at any time: the data, its partition and the model shell."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedssl.arrays import Arrays, sha256
-from fedssl.config import COMPONENTS, RunConfig, build, key_first
+from fedssl.config import COMPONENTS, MISSING, RunConfig, build, key_first
 from fedssl.data.dataset import Splits
 from fedssl.data.partition import OnDevice, Partitioner, partition
 from fedssl.errors import ConfigError, DataError
@@ -83,10 +84,44 @@ class Workspace:
     @cached_property
     def model(self) -> nn.ModuleDict:
         """The model shell; its values are whatever was loaded last."""
-        model = bundle.build_bundle(lambda: build(self.config, "model"), self.objective, self.config.seed)
+        frozen = self.config.batch_norm == "frozen"
+        model = bundle.build_bundle(
+            lambda: build(self.config, "model"),
+            self.objective,
+            self.config.seed,
+            self.largest_client,
+            frozen_norms=frozen,
+        )
         self._initial.update(bundle.arrays(model, None))
         model.to(self.device)
         return model
+
+    @property
+    def largest_client(self) -> int:
+        """Examples of the largest client, as far as this process can know: a server of devices knows of none."""
+        if self.parts is not None:
+            return max(len(part) for part in self.parts)
+        return 0 if MISSING in self.config.components["data"].values() else len(self.splits.train)
+
+    def shared(self, groups: Collection[str] | None) -> Arrays:
+        """Return the untrained tensors that are exchanged.
+
+        Args:
+            groups: Names of groups; None means all that may leave a client.
+
+        Raises:
+            ConfigError: A group is unknown, or must not leave a client.
+        """
+        private = self.objective.contract.private_groups
+        allowed = [name for name in self.model if name not in private]
+        wrong = sorted(set(groups or ()) - set(allowed))
+        if wrong:
+            raise ConfigError(f"strategy.share={wrong[0]}: must be among {', '.join(allowed)}")
+        local = bundle.norm_names(self.model) if self.config.batch_norm == "local" else frozenset()
+        wanted = set(allowed if groups is None else groups)
+        return {
+            name: array for name, array in self.initial.items() if name.split(".")[0] in wanted and name not in local
+        }
 
     @property
     def initial(self) -> Arrays:

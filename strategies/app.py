@@ -108,7 +108,7 @@ class _Run:
         self._begun = time.monotonic()
         self.workspace = prepare(config)
         self.strategy: Federated = build(config, "strategy")
-        self.initial = bundle.arrays(self.workspace.model, self.strategy.share)
+        self.initial = self.workspace.shared(self.strategy.share)
         self.tracker: Tracker | None = build(config, "tracking")
         self.progress = Progress()
         path = run_directory(config)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedssl.seeding import generator
+from fedssl.seeding import uniforms
 from fedssl.training.augment import ClipAugmentation, resize
 
 IDENTITY = np.array([1, 0, 0, 1, 1, 1], dtype=np.float32)
@@ -14,7 +14,7 @@ def clips(count: int, height: int = 20, width: int = 30) -> torch.Tensor:
 
 
 def drawn(augmentation: ClipAugmentation, count: int) -> np.ndarray:
-    return np.stack([augmentation.draw(generator(5, "augment", index)) for index in range(count)])
+    return augmentation.parameters(uniforms(5, "augment", rows=np.arange(count), columns=6))
 
 
 def test_a_static_clip_stays_static() -> None:
@@ -90,7 +90,7 @@ def test_draws_stay_in_range_and_inside_the_image() -> None:
 def test_settings_off_draw_the_identity() -> None:
     augmentation = ClipAugmentation(8, 8, crop_scale=[1, 1], flip=0, brightness=0, contrast=0)
     assert augmentation.crop_scale == (1.0, 1.0)
-    assert np.array_equal(augmentation.draw(np.random.default_rng(0)), IDENTITY)
+    assert np.array_equal(augmentation.parameters(np.random.default_rng(0).random((1, 6)))[0], IDENTITY)
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@ from math import exp, log
 import numpy as np
 import pytest
 import torch
+from batches import batch_of
 
 from fedssl.models.bundle import build_bundle
 from fedssl.models.small3d import small3d
 from fedssl.objectives.cvrl import Cvrl
 from fedssl.objectives.nt_xent import nt_xent
-from fedssl.objectives.objective import Batch
 
 TEMPERATURE = 0.2
 
@@ -54,7 +54,7 @@ def test_the_loss_is_that_of_a_slow_loop_and_has_its_gradient() -> None:
 
 def test_clips_lie_in_the_video_and_near_ones_are_likelier() -> None:
     objective, rng = Cvrl(clip_frames=8), np.random.default_rng(0)
-    starts = np.stack([objective.draw(308, rng).frames[:, 0] for _ in range(4000)])
+    starts = np.stack([objective.draw(308, rng.random(3)).frames[:, 0] for _ in range(4000)])
     assert starts.min() >= 0
     assert starts.max() <= 300
     assert np.abs(np.diff(starts)).mean() == pytest.approx(100, abs=4)  # a third of the greatest offset
@@ -62,18 +62,18 @@ def test_clips_lie_in_the_video_and_near_ones_are_likelier() -> None:
 
 
 def test_a_video_as_long_as_a_clip_gives_the_clip_twice() -> None:
-    frames = Cvrl(clip_frames=8).draw(8, np.random.default_rng(0)).frames
+    frames = Cvrl(clip_frames=8).draw(8, np.random.default_rng(0).random(3)).frames
     assert (frames == np.arange(8)).all()
     with pytest.raises(ValueError, match="num_frames must be at least 8, got 7"):
-        Cvrl(clip_frames=8).draw(7, np.random.default_rng(0))
+        Cvrl(clip_frames=8).draw(7, np.zeros(3))
 
 
 def test_a_step_compares_the_views_of_each_example() -> None:
     objective = Cvrl(hidden=8, dim=4)
     model = build_bundle(lambda: small3d(width=2), objective, seed=0).eval()
-    views = torch.rand(3, 2, 1, 8, 16, 16, generator=torch.Generator().manual_seed(0))
-    step = objective.step(model, Batch(views, torch.zeros(3, dtype=torch.int64), torch.arange(3)))
-    embedded = [model["projector"](model["backbone"](views[:, view])) for view in (0, 1)]
+    views = tuple(torch.rand(2, 3, 1, 8, 16, 16, generator=torch.Generator().manual_seed(0)))
+    step = objective.step(model, batch_of(*views))
+    embedded = [model["projector"](model["backbone"](view)) for view in views]
     torch.testing.assert_close(step.loss, nt_xent(*embedded, objective.temperature))
 
 

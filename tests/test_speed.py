@@ -3,11 +3,11 @@ from math import log
 import numpy as np
 import pytest
 import torch
+from batches import batch_of
 
 from fedssl.models.bundle import build_bundle
 from fedssl.models.small3d import small3d
 from fedssl.objectives.answer import answer_loss
-from fedssl.objectives.objective import Batch
 from fedssl.objectives.speed import Speed
 
 
@@ -27,7 +27,7 @@ def test_the_strides_are_those_of_the_papers() -> None:
 def test_the_target_is_the_stride_of_the_frames(mode: str) -> None:
     objective, rng, seen = Speed(mode=mode), np.random.default_rng(0), set()
     for _ in range(200):
-        draw = objective.draw(40, rng)
+        draw = objective.draw(40, rng.random(2))
         assert draw.frames.shape == (1, 8)
         assert draw.frames.dtype == np.int64
         assert (np.diff(draw.frames[0]) == objective.strides[draw.target]).all()
@@ -56,7 +56,7 @@ def test_pace_goes_round() -> None:
 
 def test_a_video_of_the_span_has_one_start() -> None:
     objective, rng = Speed(), np.random.default_rng(1)
-    drawn = [objective.draw(1 + 7 * 4, rng) for _ in range(100)]
+    drawn = [objective.draw(1 + 7 * 4, rng.random(2)) for _ in range(100)]
     assert {int(draw.frames[0, 0]) for draw in drawn if objective.strides[draw.target] == 4} == {0}
     assert len({int(draw.frames[0, 0]) for draw in drawn if objective.strides[draw.target] == 1}) > 5
 
@@ -67,7 +67,7 @@ def test_a_zero_head_costs_the_log(mode: str, classes: int) -> None:
     model = build_bundle(lambda: small3d(width=2), objective, seed=0)
     for parameter in model["head"].parameters():
         torch.nn.init.zeros_(parameter)
-    batch = Batch(torch.rand(2, 1, 1, 8, 16, 16), torch.tensor([0, 3]), torch.arange(2))
+    batch = batch_of(torch.rand(2, 1, 8, 16, 16), targets=torch.tensor([0, 3]))
     step = objective.step(model, batch)
     step.loss.backward()
     assert step.loss.item() == pytest.approx(log(classes), abs=1e-6)
@@ -89,4 +89,4 @@ def test_a_bad_setting_is_named(name: str, value: object, text: str) -> None:
 
 def test_a_short_video_is_refused() -> None:
     with pytest.raises(ValueError, match="num_frames must be at least 8, got 7"):
-        Speed().draw(7, np.random.default_rng(0))
+        Speed().draw(7, np.zeros(2))

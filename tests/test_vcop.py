@@ -4,11 +4,11 @@ from math import factorial, log
 import numpy as np
 import pytest
 import torch
+from batches import batch_of
 
 from fedssl.models.bundle import build_bundle
 from fedssl.models.small3d import small3d
 from fedssl.objectives.answer import answer_loss
-from fedssl.objectives.objective import Batch
 from fedssl.objectives.vcop import Vcop, VcopHead
 
 
@@ -23,7 +23,7 @@ def test_a_zero_head_costs_log_6() -> None:
     model = build_bundle(lambda: small3d(width=2), Vcop(hidden=4), seed=0)
     for parameter in model["head"].parameters():
         torch.nn.init.zeros_(parameter)
-    batch = Batch(torch.rand(2, 3, 1, 6, 16, 16), torch.tensor([0, 5]), torch.arange(2))
+    batch = batch_of(*torch.rand(3, 2, 1, 6, 16, 16), targets=torch.tensor([0, 5]))
     step = Vcop(hidden=4).step(model, batch)
     assert step.loss.item() == pytest.approx(log(6), abs=1e-6)
     assert step.metrics == {"accuracy": 0.5}
@@ -39,7 +39,7 @@ def test_the_target_is_the_order_of_the_clips(num_frames: int) -> None:
     objective, orders = Vcop(), list(permutations(range(3)))
     rng, seen = np.random.default_rng(0), {}
     for _ in range(100):
-        draw = objective.draw(num_frames, rng)
+        draw = objective.draw(num_frames, rng.random(2))
         order = np.array(orders[draw.target])
         restored = draw.frames[np.argsort(order)]
         assert draw.frames.shape == (3, 6)
@@ -57,7 +57,7 @@ def test_long_videos_have_gaps_and_every_start() -> None:
     objective, starts = Vcop(), set()
     rng = np.random.default_rng(1)
     for _ in range(200):
-        firsts = np.sort(objective.draw(25, rng).frames[:, 0])
+        firsts = np.sort(objective.draw(25, rng.random(2)).frames[:, 0])
         assert np.diff(firsts).tolist() == [8, 8]
         starts.add(int(firsts[0]))
     assert starts == {0, 1, 2, 3}
@@ -65,10 +65,10 @@ def test_long_videos_have_gaps_and_every_start() -> None:
 
 def test_short_videos_have_evenly_spaced_clips() -> None:
     rng = np.random.default_rng(2)
-    assert np.sort(Vcop().draw(14, rng).frames[:, 0]).tolist() == [0, 4, 8]
-    assert Vcop().draw(6, rng).frames.tolist() == [[0, 1, 2, 3, 4, 5]] * 3
+    assert np.sort(Vcop().draw(14, rng.random(2)).frames[:, 0]).tolist() == [0, 4, 8]
+    assert Vcop().draw(6, rng.random(2)).frames.tolist() == [[0, 1, 2, 3, 4, 5]] * 3
     with pytest.raises(ValueError, match="num_frames must be at least 6, got 5"):
-        Vcop().draw(5, rng)
+        Vcop().draw(5, rng.random(2))
 
 
 def test_the_head_equals_a_loop_over_pairs() -> None:
@@ -84,10 +84,8 @@ def test_the_loss_is_a_mean_over_videos() -> None:
     objective = Vcop(hidden=4)
     model = build_bundle(lambda: small3d(width=2), objective, seed=0).eval()
     views, targets = torch.rand(3, 3, 1, 6, 16, 16), torch.tensor([1, 4, 2])
-    whole = objective.step(model, Batch(views, targets, torch.arange(3))).loss
-    parts = [
-        objective.step(model, Batch(views[i : i + 1], targets[i : i + 1], torch.tensor([i]))).loss for i in range(3)
-    ]
+    whole = objective.step(model, batch_of(*views, targets=targets)).loss
+    parts = [objective.step(model, batch_of(*views[:, i : i + 1], targets=targets[i : i + 1])).loss for i in range(3)]
     assert torch.allclose(whole, torch.stack(parts).mean(), atol=1e-5)
 
 
@@ -96,8 +94,8 @@ def test_orders_of_distinct_clips_can_be_learnt() -> None:
     objective, orders = Vcop(hidden=16, dropout=0.0), list(permutations(range(3)))
     model = build_bundle(lambda: small3d(width=2), objective, seed=0)
     clips = torch.stack([torch.full((1, 6, 16, 16), level) for level in (0.1, 0.5, 0.9)])
-    views = torch.stack([clips[list(order)] for order in orders])
-    batch = Batch(views, torch.arange(6), torch.arange(6))
+    views = torch.stack([clips[list(order)] for order in orders], dim=1)
+    batch = batch_of(*views, targets=torch.arange(6))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(60):
         optimizer.zero_grad()

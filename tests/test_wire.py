@@ -3,7 +3,7 @@
 import numpy as np
 from flwr.app import Array, Context, RecordDict
 
-from fedssl.memory import recall, remember
+from fedssl.memory import Memory, recall, remember
 from fedssl.simulation.parcel import pack, unpack
 from fedssl.wire import (
     ClientCard,
@@ -64,6 +64,9 @@ def test_a_card_comes_back_as_it_was_sent() -> None:
 
 def test_a_client_recalls_what_it_remembered() -> None:
     context = Context(1, 1, {}, RecordDict(), {})
-    assert recall(context) == {}
-    remember(context, ARRAYS)
-    assert same(dict(recall(context)), ARRAYS)
+    assert recall(context) is None
+    remember(context, Memory(ARRAYS, {"control": ARRAYS}))
+    assert same(recall(context).tensors, ARRAYS)
+    assert same(recall(context).extras["control"], ARRAYS)
+    remember(context, Memory(ARRAYS))
+    assert recall(context).extras == {}

@@ -14,15 +14,36 @@ from fedssl.objectives.objective import Objective
 from fedssl.seeding import torch_stream
 
 BACKBONE = "backbone"
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def build_bundle(make_encoder: Callable[[], Encoder], objective: Objective, seed: int) -> nn.ModuleDict:
+class _FrozenNorms(nn.ModuleDict):
+    """Modules whose batch normalisation keeps to its statistics, also while the rest trains."""
+
+    def train(self, mode: bool = True) -> "_FrozenNorms":
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, BATCH_NORMS):
+                module.eval()
+        return self
+
+
+def build_bundle(
+    make_encoder: Callable[[], Encoder],
+    objective: Objective,
+    seed: int,
+    num_examples: int = 0,
+    *,
+    frozen_norms: bool = False,
+) -> nn.ModuleDict:
     """Return the encoder as "backbone" beside the groups of `objective.build`.
 
     Args:
         make_encoder: Returns a freshly initialised encoder.
         objective: Owner of the other groups.
         seed: The run's seed; the same seed gives the same tensors, and the global generator is left as it was.
+        num_examples: Examples of the largest client, see `Objective.build`.
+        frozen_norms: Whether batch normalisation never changes its statistics, nor uses those of a batch.
 
     Returns:
         Modules by group; a tensor's name starts with its group.
@@ -32,10 +53,10 @@ def build_bundle(make_encoder: Callable[[], Encoder], objective: Objective, seed
     """
     with torch_stream(seed, "init"):
         encoder = make_encoder()
-        groups = objective.build(encoder)
+        groups = objective.build(encoder, num_examples)
     if BACKBONE in groups:
         raise ValueError(f"objective must not build a group named {BACKBONE!r}")
-    return nn.ModuleDict({BACKBONE: encoder, **groups})
+    return (_FrozenNorms if frozen_norms else nn.ModuleDict)({BACKBONE: encoder, **groups})
 
 
 def arrays(model: nn.ModuleDict, groups: Collection[str] | None, *, copy: bool = True) -> dict[str, NDArray[Any]]:
@@ -81,6 +102,12 @@ def load(model: nn.Module, arrays: Arrays) -> None:
     with torch.no_grad():
         for name, array in arrays.items():
             _copy(array, state[name])
+
+
+def norm_names(model: nn.Module) -> frozenset[str]:
+    """Return the names in the state dict that belong to batch normalisation, parameters and statistics."""
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, BATCH_NORMS)]
+    return frozenset(f"{name}.{tensor}" for name, layer in layers for tensor in layer.state_dict())
 
 
 def buffer_names(model: nn.Module) -> frozenset[str]:

@@ -4,14 +4,17 @@
 """
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedssl.models.encoder import Encoder
 from fedssl.objectives.nt_xent import nt_xent
-from fedssl.objectives.objective import Batch, Draw, Step
+from fedssl.objectives.objective import Batch, Draw, Objective, Role, Step
+from fedssl.privacy.contract import PrivacyContract
 
 
-class Cvrl:
+class Cvrl(Objective):
     """Contrast of clips: the loss of SimCLR on two clips of each video.
 
     A client's own videos are the negatives: where a client is a person, clips of one person that do different things.
@@ -26,6 +29,10 @@ class Cvrl:
         ValueError: If an argument is out of range.
     """
 
+    contract = PrivacyContract("batch")
+    views: tuple[Role, ...] = ("full", "full")
+    num_uniforms = 3
+
     def __init__(self, clip_frames: int = 8, temperature: float = 0.2, hidden: int = 64, dim: int = 32) -> None:
         for name, value in (("clip_frames", clip_frames), ("hidden", hidden), ("dim", dim)):
             if value < 1:
@@ -39,14 +46,14 @@ class Cvrl:
         self.min_batch = 2  # an example alone has nothing to be told from
         self.min_frames = clip_frames
 
-    def draw(self, num_frames: int, rng: np.random.Generator) -> Draw:
+    def draw(self, num_frames: int, uniforms: NDArray[np.float64]) -> Draw:
         """Choose two clips, the nearer in time the likelier, in a random order; there is no answer, the target is 0.
 
         The density of the offset between them falls linearly to 0 at the greatest one, its mean a third of that.
 
         Args:
             num_frames: Frames of the video.
-            rng: Source of the offset, the start and the order.
+            uniforms: `[3]` in [0, 1), for the offset, the start and the order.
 
         Returns:
             Frames `[2, clip_frames]`.
@@ -57,18 +64,18 @@ class Cvrl:
         if num_frames < self.min_frames:
             raise ValueError(f"num_frames must be at least {self.min_frames}, got {num_frames}")
         greatest = num_frames - self.clip_frames
-        offset = round(greatest * (1 - np.sqrt(1 - rng.random())))
-        start = int(rng.integers(greatest - offset + 1))
-        starts = rng.permutation([start, start + offset])
+        offset = round(greatest * (1 - np.sqrt(1 - uniforms[0])))
+        start = int(uniforms[1] * (greatest - offset + 1))
+        starts = np.array([start, start + offset] if uniforms[2] < 0.5 else [start + offset, start])
         return Draw(frames=starts[:, None] + np.arange(self.clip_frames), target=0)
 
-    def build(self, encoder: Encoder) -> dict[str, nn.Module]:
+    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
         """Return the projector."""
         layers = nn.Linear(encoder.feature_dim, self.hidden), nn.ReLU(), nn.Linear(self.hidden, self.dim)
         return {"projector": nn.Sequential(*layers)}
 
     def step(self, model: nn.ModuleDict, batch: Batch) -> Step:
-        """Return the loss of views `[batch, 2, channels, frames, height, width]`."""
-        embeddings: Tensor = model["projector"](model["backbone"](batch.views.flatten(0, 1)))
-        pairs = embeddings.unflatten(0, (-1, 2))
-        return Step(loss=nt_xent(pairs[:, 0], pairs[:, 1], self.temperature), metrics={})
+        """Return the loss of two views."""
+        embeddings: Tensor = model["projector"](model["backbone"](torch.cat(batch.views)))
+        first, second = embeddings.chunk(2)
+        return Step(loss=nt_xent(first, second, self.temperature), metrics={})

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from fedssl.models.encoder import Encoder
 from fedssl.objectives.answer import answer_step
-from fedssl.objectives.objective import Batch, Draw, Step
+from fedssl.objectives.objective import Batch, Draw, Objective, Step
+from fedssl.privacy.contract import PrivacyContract
 
 STRIDES = {"pace": (1, 2, 3, 4), "speed7": (-4, -2, -1, 0, 1, 2, 4)}
 
 
-class Speed:
+class Speed(Objective):
     """Speed prediction: the loss is the cross entropy over the strides of one clip.
 
     Args:
@@ -30,6 +31,9 @@ class Speed:
     Raises:
         ValueError: If an argument is out of range.
     """
+
+    contract = PrivacyContract("per_example")
+    num_uniforms = 2
 
     def __init__(self, mode: Literal["pace", "speed7"] = "pace", clip_frames: int = 8, dropout: float = 0.5) -> None:
         if mode not in STRIDES:
@@ -45,12 +49,12 @@ class Speed:
         self.min_batch = 2  # batch normalisation has no variance of one example
         self.min_frames = clip_frames
 
-    def draw(self, num_frames: int, rng: np.random.Generator) -> Draw:
+    def draw(self, num_frames: int, uniforms: NDArray[np.float64]) -> Draw:
         """Choose a stride and a start; the target is the place of the stride in `strides`.
 
         Args:
             num_frames: Frames of the video.
-            rng: Source of the stride and the start.
+            uniforms: `[2]` in [0, 1), for the stride and the start.
 
         Returns:
             Frames `[1, clip_frames]` and the target in [0, len(strides)).
@@ -60,10 +64,10 @@ class Speed:
         """
         if num_frames < self.min_frames:
             raise ValueError(f"num_frames must be at least {self.min_frames}, got {num_frames}")
-        target = int(rng.integers(len(self.strides)))
+        target = int(uniforms[0] * len(self.strides))
         stride = self.strides[target]
         span = 1 + (self.clip_frames - 1) * abs(stride)
-        start = int(rng.integers(max(num_frames - span, 0) + 1))
+        start = int(uniforms[1] * (max(num_frames - span, 0) + 1))
         return Draw(frames=self.frames(num_frames, start, stride)[None], target=target)
 
     def frames(self, num_frames: int, start: int, stride: int) -> NDArray[np.int64]:
@@ -78,12 +82,12 @@ class Speed:
         inside = frames % num_frames if self.mode == "pace" else np.minimum(frames, num_frames - 1)
         return inside[::-1].copy() if stride < 0 else inside
 
-    def build(self, encoder: Encoder) -> dict[str, nn.Module]:
+    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
         """Return the linear head."""
         linear = nn.Linear(encoder.feature_dim, len(self.strides))
         return {"head": nn.Sequential(nn.Dropout(self.dropout), linear)}
 
     def step(self, model: nn.ModuleDict, batch: Batch) -> Step:
-        """Return the loss of views `[batch, 1, channels, frames, height, width]`, with "accuracy"."""
-        logits: Tensor = model["head"](model["backbone"](batch.views[:, 0]))
+        """Return the loss of one view, with "accuracy"."""
+        logits: Tensor = model["head"](model["backbone"](batch.views[0]))
         return answer_step(logits, batch.targets)

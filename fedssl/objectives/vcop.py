@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from fedssl.models.encoder import Encoder
 from fedssl.objectives.answer import answer_step
-from fedssl.objectives.objective import Batch, Draw, Step
+from fedssl.objectives.objective import Batch, Draw, Objective, Role, Step
+from fedssl.privacy.contract import PrivacyContract
 
 
 class VcopHead(nn.Module):
@@ -38,7 +39,7 @@ class VcopHead(nn.Module):
         return logits
 
 
-class Vcop:
+class Vcop(Objective):
     """Clip order prediction: the loss is the cross entropy over all orders of the clips of one video.
 
     Args:
@@ -51,6 +52,9 @@ class Vcop:
     Raises:
         ValueError: If an argument is out of range.
     """
+
+    contract = PrivacyContract("per_example")
+    num_uniforms = 2
 
     def __init__(
         self,
@@ -75,7 +79,8 @@ class Vcop:
         self.gap_frames = gap_frames
         self.hidden = hidden
         self.dropout = dropout
-        self.min_batch = 1
+        role: Role = "full"
+        self.views = (role,) * num_clips
         self.min_frames = clip_frames
 
     @property
@@ -83,7 +88,7 @@ class Vcop:
         """Frames from the first of the first clip to the last of the last clip."""
         return self.clip_frames * self.num_clips + self.gap_frames * (self.num_clips - 1)
 
-    def draw(self, num_frames: int, rng: np.random.Generator) -> Draw:
+    def draw(self, num_frames: int, uniforms: NDArray[np.float64]) -> Draw:
         """Choose a start and an order: view `k` shows the original clip `order[k]`.
 
         The target is the place of the order among all of them, sorted; the unshuffled order is 0. A video shorter
@@ -91,7 +96,7 @@ class Vcop:
 
         Args:
             num_frames: Frames of the video.
-            rng: Source of the start and the order.
+            uniforms: `[2]` in [0, 1), for the order and the start.
 
         Returns:
             Frames `[num_clips, clip_frames]` and the target in [0, num_clips!).
@@ -101,24 +106,25 @@ class Vcop:
         """
         if num_frames < self.min_frames:
             raise ValueError(f"num_frames must be at least {self.min_frames}, got {num_frames}")
-        starts = self._starts(num_frames, rng)
-        target = int(rng.integers(factorial(self.num_clips)))
+        starts = self._starts(num_frames, uniforms[1])
+        target = int(uniforms[0] * factorial(self.num_clips))
         order = np.array(next(islice(permutations(range(self.num_clips)), target, None)))
         return Draw(frames=starts[order, None] + np.arange(self.clip_frames), target=target)
 
-    def build(self, encoder: Encoder) -> dict[str, nn.Module]:
+    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
         """Return the head that compares the clips."""
         return {"head": VcopHead(encoder.feature_dim, self.num_clips, self.hidden, self.dropout)}
 
     def step(self, model: nn.ModuleDict, batch: Batch) -> Step:
-        """Return the loss of views `[batch, num_clips, channels, frames, height, width]`, with "accuracy"."""
-        features: Tensor = model["backbone"](batch.views.flatten(0, 1))
-        logits: Tensor = model["head"](features.view(*batch.views.shape[:2], -1))
+        """Return the loss of `num_clips` views, with "accuracy"."""
+        clips = torch.stack(batch.views, dim=1)
+        features: Tensor = model["backbone"](clips.flatten(0, 1))
+        logits: Tensor = model["head"](features.view(*clips.shape[:2], -1))
         return answer_step(logits, batch.targets)
 
-    def _starts(self, num_frames: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    def _starts(self, num_frames: int, uniform: float) -> NDArray[np.int64]:
         """Return the first frame of each clip `[num_clips]`, in order of time."""
         if num_frames < self.span:
             return np.linspace(0, num_frames - self.clip_frames, self.num_clips).round().astype(np.int64)
-        start = rng.integers(num_frames - self.span + 1)
+        start = int(uniform * (num_frames - self.span + 1))
         return np.asarray(start + np.arange(self.num_clips) * (self.clip_frames + self.gap_frames), dtype=np.int64)

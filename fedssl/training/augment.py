@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -9,7 +10,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedssl.objectives.objective import Role
+
 MAX_BYTE = 255.0
+
+
+class Augmentation(Protocol):
+    """Turns examples into views, batched, on the device that trains.
+
+    Attributes:
+        num_uniforms: Random numbers that a view takes for each example.
+    """
+
+    num_uniforms: int
+
+    def __call__(self, clips: Tensor, uniforms: NDArray[np.float64], role: Role, ordinal: int) -> Tensor:
+        """Return one view of each clip.
+
+        Args:
+            clips: `[n, channels, frames, height, width]` uint8.
+            uniforms: `[n, num_uniforms]` in [0, 1), an example's own for this view.
+            role: What the view is for, see `Objective.views`.
+            ordinal: How many views of this role the objective has before this one.
+
+        Returns:
+            `[n, channels, frames, height', width']` float32 in [0, 1].
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +64,7 @@ class ClipAugmentation:
     flip: float = 0.0
     brightness: float = 0.2
     contrast: float = 0.2
+    num_uniforms: ClassVar[int] = 6
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "crop_scale", tuple(float(share) for share in self.crop_scale))
@@ -49,23 +77,28 @@ class ClipAugmentation:
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {value}")
 
-    def draw(self, rng: np.random.Generator) -> NDArray[np.float32]:
-        """Return the parameters `[6]` of one clip; always six numbers of `rng` are used."""
-        uniform = rng.random(6)
-        signed = 2 * uniform - 1
+    def parameters(self, uniforms: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return the parameters `[n, 6]` of clips from numbers `[n, 6]` in [0, 1)."""
+        signed = 2 * uniforms - 1
         least, greatest = self.crop_scale
-        side = np.sqrt(least + (greatest - least) * uniform[0])
-        room = 1 - side
-        flip = -1.0 if uniform[3] < self.flip else 1.0
-        brightness, contrast = 1 + self.brightness * signed[4], 1 + self.contrast * signed[5]
-        return np.array([side, room * signed[1], room * signed[2], flip, brightness, contrast], dtype=np.float32)
+        side = np.sqrt(least + (greatest - least) * uniforms[:, 0])
+        flip = np.where(uniforms[:, 3] < self.flip, -1.0, 1.0)
+        brightness, contrast = 1 + self.brightness * signed[:, 4], 1 + self.contrast * signed[:, 5]
+        x, y = (1 - side) * signed[:, 1], (1 - side) * signed[:, 2]
+        return np.stack([side, x, y, flip, brightness, contrast], axis=1).astype(np.float32)
+
+    def __call__(self, clips: Tensor, uniforms: NDArray[np.float64], role: Role, ordinal: int) -> Tensor:
+        """Return one view of each clip; every role but "clean" is the same."""
+        if role == "clean":
+            return resize(clips, self.height, self.width)
+        return self.apply(clips, self.parameters(uniforms))
 
     def apply(self, clips: Tensor, params: NDArray[np.float32]) -> Tensor:
         """Return the clips, cropped, resized and coloured; a clip's result does not depend on its neighbours.
 
         Args:
             clips: `[n, channels, frames, height, width]` uint8.
-            params: `[n, 6]`, rows of `draw`.
+            params: `[n, 6]`, of `parameters`.
 
         Returns:
             `[n, channels, frames, self.height, self.width]` float32 in [0, 1].

@@ -1,0 +1,1 @@
+"""Privacy: what an objective promises, mechanisms, accountants and audits."""
