@@ -79,7 +79,7 @@ def run(grid: SimulationGrid, initial: Arrays, num_clients: int, cohort: int, ro
     """Run FedAvg on an open grid and return its clock."""
     clock = Clock()
     plan = Plan(rounds, 0, num_clients, cohort, None, num_examples=lambda _: examples)
-    Averaging().start(grid, initial, plan, lambda *_: {}, clock, frozenset())
+    Averaging().start(grid, initial, plan, clock, frozenset())
     return clock
 
 

@@ -6,26 +6,27 @@ import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedssl.arrays import Arrays, sha256
-from fedssl.checkpoint import Bundle
 from fedssl.config import RunConfig, build, load
 from fedssl.data.partition import counts
 from fedssl.errors import DataError, RunError
 from fedssl.models import bundle
 from fedssl.report.html import write_report
 from fedssl.report.progress import Progress
-from fedssl.report.records import Failure, RoundRecord, RunResult
-from fedssl.report.rundir import BEST_ENCODER, CONFIG, ERROR, RunDirectory
+from fedssl.report.records import RunResult
+from fedssl.report.rundir import CONFIG, ERROR, RunDirectory
 from fedssl.report.tracker import Tracker
 from fedssl.report.versions import versions
-from fedssl.report.watch import best_round, reason_to_stop
+from fedssl.simulation.local import LocalGrid
 from fedssl.workspace import Workspace, prepare
 from strategies.base import Federated, Plan
 from strategies.continuation import Saver, find_bundle
+from strategies.recorder import Evaluator, Recorder
 
 LOGGER = logging.getLogger("fedssl")
 
@@ -38,87 +39,32 @@ def main(grid: Grid, context: Context) -> None:
     run(load(str(context.run_config["overrides"])), grid)
 
 
-class _Recorder:
-    """Writes each round down, shows it, saves it, and keeps what the end of the run needs."""
-
-    def __init__(self, run: "_Run") -> None:
-        self.records: list[RoundRecord] = list(run.saved.records) if run.saved else []
-        self.arrays: Arrays = run.saved.arrays if run.saved else run.initial
-        self.untrained: Mapping[str, float] = run.saved.untrained_scores if run.saved else {}
-        self._run = run
-        self.stopped = self._reason_to_stop()
-
-    def waiting(self, online: int, wanted: int) -> None:
-        self._run.progress.waiting(online, wanted)
-
-    def client_done(self, round_number: int, done: int, total: int) -> None:
-        self._run.progress.client_done(round_number, done, total)
-
-    def client_failed(self, failure: Failure, details: str) -> None:
-        self._run.progress.client_failed(failure, self._run.rundir.write_failure(failure, details))
-
-    def round_done(self, record: RoundRecord, arrays: Arrays) -> bool:
-        config = self._run.workspace.config
-        self.records.append(record)
-        self.arrays = arrays
-        self._run.rundir.append_round(record)
-        self._run.progress.round_done(record)
-        if self._run.tracker is not None:
-            self._run.tracker.round(record)
-        self.stopped = self._reason_to_stop()
-        self._save(record.round if self.stopped else config.rounds)
-        return self.stopped is None
-
-    def _reason_to_stop(self) -> str | None:
-        stop = self._run.workspace.config.early_stop
-        if stop.score is None:
-            return None
-        return reason_to_stop(self.records, stop.score, stop.best_is, stop.patience, stop.min_delta)
-
-    @property
-    def best(self) -> RoundRecord | None:
-        """The best round by the score that checkpoints watch."""
-        setting = self._run.workspace.config.checkpoint
-        return None if setting.best is None else best_round(self.records, setting.best, setting.best_is)
-
-    def _save(self, last: int) -> None:
-        run, number = self._run, len(self.records)
-        best = self.best.round if self.best else None
-        if best == number:
-            run.rundir.write_encoder(_backbone(self.arrays), BEST_ENCODER)
-        if run.saver.due(number, last, best):
-            bundle = Bundle(
-                config=run.workspace.config.text,
-                data=run.workspace.fingerprint,
-                records=tuple(self.records),
-                arrays=self.arrays,
-                strategy=run.strategy.state(),
-                memories=run.saver.save_memories(),
-                tracker=run.tracker.position() if run.tracker else {},
-                untrained_scores=self.untrained,
-                seconds=run.seconds(),
-            )
-            run.saver.save(bundle, best)
-
-
 class _Run:
     """What a run is made of; going on with one needs its last bundle beside."""
 
     def __init__(self, config: RunConfig, grid: Grid) -> None:
         self._begun = time.monotonic()
+        self.config = config
         self.workspace = prepare(config)
+        self.fingerprint = self.workspace.fingerprint
         self.strategy: Federated = build(config, "strategy")
         self.initial = self.workspace.shared(self.strategy.share)
         self.tracker: Tracker | None = build(config, "tracking")
         self.progress = Progress()
         path = run_directory(config)
         goes_on = config.resume is not None and (path / CONFIG).exists()
-        self.saved = find_bundle(config, path, self.workspace.fingerprint) if goes_on else None
+        self.saved = find_bundle(config, path, self.fingerprint) if goes_on else None
         self.saver = Saver(path, config.checkpoint, grid)
         if self.saved is not None:
             self.saver.restore(self.saved)
         records = self.saved.records if self.saved else ()
         self.rundir = RunDirectory.reopen(path, records) if goes_on else RunDirectory.create(path, config.text)
+        in_background = not isinstance(grid, LocalGrid)
+        self.evaluator = Evaluator(lambda arrays: _scores(self.workspace, arrays), config, in_background=in_background)
+
+    def strategy_state(self) -> Mapping[str, Any]:
+        """Return what the server rule keeps."""
+        return self.strategy.state()
 
     def seconds(self) -> float:
         """Wall-clock time, that of earlier processes included."""
@@ -146,7 +92,7 @@ def run(config: RunConfig, grid: Grid) -> tuple[RunResult, Path]:
     if done := _completed(config):
         return done
     run = _Run(config, grid)
-    recorder = _Recorder(run)
+    recorder = Recorder(run)
     if run.tracker is not None:
         position = run.saved.tracker if run.saved else {}
         run.tracker.start({"config": config.text, "run_dir": str(run.rundir.path)}, position)
@@ -162,6 +108,8 @@ def run(config: RunConfig, grid: Grid) -> tuple[RunResult, Path]:
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever ended the run, its rounds are kept
         status, failure = _reason(error), error
         run.rundir.write_text(ERROR, traceback.format_exc())
+    finally:
+        run.evaluator.close()
     result = _result(run, recorder, status)
     _finish(run, recorder, result)
     if failure is not None:
@@ -182,7 +130,7 @@ def _completed(config: RunConfig) -> tuple[RunResult, Path] | None:
     return result, path
 
 
-def _train(run: _Run, recorder: _Recorder, grid: Grid) -> None:
+def _train(run: _Run, recorder: Recorder, grid: Grid) -> None:
     workspace, config = run.workspace, run.workspace.config
     plan = Plan(
         rounds=config.rounds,
@@ -196,11 +144,10 @@ def _train(run: _Run, recorder: _Recorder, grid: Grid) -> None:
         state=run.saved.strategy if run.saved else {},
     )
 
-    def evaluate(round_number: int, arrays: Arrays) -> Mapping[str, float]:
-        due = round_number % config.evaluate_every == 0 or round_number == config.rounds
-        return _scores(workspace, arrays) if due else {}
-
-    run.strategy.start(grid, recorder.arrays, plan, evaluate, recorder, bundle.buffer_names(workspace.model))
+    try:
+        run.strategy.start(grid, recorder.arrays, plan, recorder, bundle.buffer_names(workspace.model))
+    finally:
+        recorder.close()  # a round that was still being scored when the run ended
 
 
 def _reason(error: BaseException) -> str:
@@ -221,7 +168,7 @@ def _scores(workspace: Workspace, arrays: Arrays) -> Mapping[str, float]:
     return scores
 
 
-def _result(run: _Run, recorder: _Recorder, status: str) -> RunResult:
+def _result(run: _Run, recorder: Recorder, status: str) -> RunResult:
     records, best, score = recorder.records, recorder.best, run.workspace.config.checkpoint.best
     clock = [record.virtual_seconds for record in records if record.virtual_seconds is not None]
     return RunResult(
@@ -243,14 +190,9 @@ def _result(run: _Run, recorder: _Recorder, status: str) -> RunResult:
     )
 
 
-def _backbone(arrays: Arrays) -> Arrays:
-    prefix = f"{bundle.BACKBONE}."
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-
-def _finish(run: _Run, recorder: _Recorder, result: RunResult) -> None:
+def _finish(run: _Run, recorder: Recorder, result: RunResult) -> None:
     workspace, rundir = run.workspace, run.rundir
-    rundir.write_encoder(_backbone(recorder.arrays))
+    rundir.write_encoder(bundle.backbone(recorder.arrays))
     parts = workspace.parts
     table = None if parts is None else counts(workspace.splits.train, parts)
     classes = () if parts is None else workspace.splits.train.classes

@@ -20,8 +20,6 @@ from fedssl.wire import LocalUpdate, TrainTask, write_task
 from strategies.cohort import Roster, take_roster
 from strategies.replies import last_line, read_sound, replies_in_order
 
-Evaluate = Callable[[int, Arrays], Mapping[str, float]]
-
 
 class Listener(Protocol):
     """Hears of every client and every round while a run goes on."""
@@ -39,7 +37,7 @@ class Listener(Protocol):
         ...
 
     def round_done(self, record: RoundRecord, arrays: Arrays) -> bool:
-        """A round is complete and `arrays` is the global model now; return whether to go on."""
+        """A round is merged and `arrays` is the global model now; return whether to go on."""
         ...
 
 
@@ -123,9 +121,7 @@ class Federated(ABC):
         if state:
             raise ValueError(f"{type(self).__name__} keeps nothing between rounds, the bundle has {sorted(state)}")
 
-    def start(
-        self, grid: Grid, initial: Arrays, plan: Plan, evaluate: Evaluate, listener: Listener, buffers: frozenset[str]
-    ) -> None:
+    def start(self, grid: Grid, initial: Arrays, plan: Plan, listener: Listener, buffers: frozenset[str]) -> None:
         """Run every round on `grid` that is not in the plan's history; the listener gets the global arrays of each.
 
         Raises:
@@ -147,7 +143,7 @@ class Federated(ABC):
             current, tally = self._round(grid, roster, attendance, current, round_number, plan, listener)
             record = RoundRecord(
                 round=round_number,
-                scores=evaluate(round_number, current),
+                scores={},
                 metrics={name: float(np.mean(values)) for name, values in tally.metrics.items()},
                 epsilon=None,
                 bytes_up=tally.bytes_up,

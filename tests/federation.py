@@ -70,5 +70,5 @@ def federate(work: Work, engine: Engine, rounds: int, quorum: int = 1, address: 
     heard = Heard()
     plan = Plan(rounds, 0, 4, None, quorum, num_examples=lambda partition: partition + 1)
     with open_grid(dataclasses.replace(engine, address=address), Client(work), 4) as grid:
-        Averaging().start(grid, INITIAL, plan, lambda *_: {}, heard, frozenset({"backbone.n"}))
+        Averaging().start(grid, INITIAL, plan, heard, frozenset({"backbone.n"}))
     return heard

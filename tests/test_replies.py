@@ -154,7 +154,7 @@ def run(spoil: Callable[[RecordDict], None] | None, twice: bool = False) -> Hear
     heard = Heard()
     plan = Plan(3, 0, CLIENTS, None, 1, num_examples=lambda partition: partition + 1)
     strategy = FedVSSL(alpha=0.5, beta=1)
-    strategy.start(Mutating(spoil, twice), INITIAL, plan, lambda *_: {}, heard, frozenset({"backbone.n"}))
+    strategy.start(Mutating(spoil, twice), INITIAL, plan, heard, frozenset({"backbone.n"}))
     return heard
 
 
@@ -186,7 +186,7 @@ def test_a_round_in_which_nobody_contributes_leaves_the_model_as_it_is() -> None
     grid = Mutating(None)
     heard = Heard()
     plan = Plan(1, 0, CLIENTS, None, 0, num_examples=lambda _: 1, availability=Nobody())
-    Averaging().start(grid, INITIAL, plan, lambda *_: {}, heard, frozenset())
+    Averaging().start(grid, INITIAL, plan, heard, frozenset())
     assert heard.sha256 == sha256(INITIAL)
     assert heard.records[0].clients == ()
 

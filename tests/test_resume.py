@@ -144,9 +144,10 @@ def test_the_last_bundles_and_the_best_are_kept_with_the_memories_they_need(tmp_
     assert (tmp_path / "encoder_best.safetensors").exists()
 
 
-def test_early_stopping_ends_a_run_whose_score_no_longer_improves(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["local", "ray"])  # on Ray a round is scored while the next one is worked on
+def test_early_stopping_ends_a_run_whose_score_no_longer_improves(engine: str, tmp_path: Path) -> None:
     stop = ["early_stop.score=R@1", "early_stop.patience=2", "early_stop.min_delta=1", "evaluate_every=1"]
-    assert main([*RUN, "engine=local", f"run_dir={tmp_path}", *stop]) == 0
+    assert main([*RUN, f"engine={engine}", f"run_dir={tmp_path}", *stop]) == 0
     ended = result(tmp_path)
     assert (ended["status"], ended["rounds_completed"]) == ("completed", 3)  # nothing beats round 1 by more than 1
     assert ended["stopped_early"].startswith("R@1 is best in round 1 ")

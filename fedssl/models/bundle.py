@@ -104,6 +104,12 @@ def load(model: nn.Module, arrays: Arrays) -> None:
             _copy(array, state[name])
 
 
+def backbone(arrays: Arrays) -> Arrays:
+    """Return the backbone's tensors under the names that the encoder itself gives them."""
+    prefix = f"{BACKBONE}."
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
 def norm_names(model: nn.Module) -> frozenset[str]:
     """Return the names in the state dict that belong to batch normalisation, parameters and statistics."""
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, BATCH_NORMS)]
