@@ -53,6 +53,9 @@ class Clock:
     times: list[float] = field(default_factory=lambda: [time.perf_counter()])
     arrays: Arrays = field(default_factory=dict)
 
+    def before_training(self, scores: Mapping[str, float]) -> None:
+        """No client scores anything."""
+
     def waiting(self, online: int, wanted: int) -> None:
         """Nobody is waited for in a simulation."""
 

@@ -63,13 +63,21 @@ def family(pid: int) -> dict[int, str]:
     return {child: commands[child] for child in found - {pid}}
 
 
-def without_a_worker(run_dir: Path, rng: np.random.Generator) -> tuple[str, float]:
-    """Kill a random worker after a random time in work; return the hash and the time."""
+def undisturbed(run_dir: Path) -> tuple[str, float, float]:
+    """Return the hash of a run that nobody disturbs, its seconds, and those between its first and its last round."""
+    begun = time.monotonic()
+    process = start(run_dir)
+    ends = [time.monotonic() for line in process.stderr or () if line.startswith("round ")]
+    return finish(process, run_dir), time.monotonic() - begun, ends[-1] - ends[0]
+
+
+def without_a_worker(run_dir: Path, rng: np.random.Generator, seconds: float) -> tuple[str, float]:
+    """Kill a random worker at a random moment of `seconds` after the first round; return the hash and the moment."""
     process = start(run_dir)
     for line in process.stderr or ():
         if line.startswith("round 1/"):
             break
-    moment = float(rng.uniform(0, 2))
+    moment = float(rng.uniform(0, seconds))
     time.sleep(moment)
     workers = [pid for pid, command in family(process.pid).items() if command.startswith("ray::_Worker")]
     if not workers:
@@ -93,15 +101,16 @@ def without_its_driver(run_dir: Path, rng: np.random.Generator, seconds: float) 
 
 def disturb(workers: int, drivers: int, seed: int, folder: Path) -> list[tuple[str, list[bool], list[float]]]:
     """Return, for each kind of disturbance, whether each run ended with the undisturbed hash, and the moments."""
-    begun = time.monotonic()
-    expected = finish(start(folder / "undisturbed"), folder / "undisturbed")
-    seconds = time.monotonic() - begun
+    expected, whole, working = undisturbed(folder / "undisturbed")
     ends: list[tuple[str, list[bool], list[float]]] = []
     for kind, number in (("worker", workers), ("driver", drivers)):
         same, moments = [], []
         for index in range(number):
             rng, run_dir = generator(seed, "survive", kind, index), folder / f"{kind}-{index}"
-            ended = without_a_worker(run_dir, rng) if kind == "worker" else without_its_driver(run_dir, rng, seconds)
+            if kind == "worker":
+                ended = without_a_worker(run_dir, rng, 0.8 * working)
+            else:
+                ended = without_its_driver(run_dir, rng, whole)
             same.append(ended[0] == expected)
             moments.append(ended[1])
         ends.append((kind, same, moments))

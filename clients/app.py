@@ -22,6 +22,10 @@ def client_app(config_of: Callable[[Context], RunConfig]) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         return handlers.train(message, context, config_of(context))
 
+    @application.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return handlers.evaluate(message, context, config_of(context))
+
     @application.query()
     def query(message: Message, context: Context) -> Message:
         return handlers.query(message, context, config_of(context))

@@ -1,14 +1,28 @@
 """Message in, typed work, message out: what a client does when it is asked."""
 
+from typing import cast
+
 from flwr.app import Context, Message
 
 from clients.local_training import LocalTraining, Outcome
 from fedssl.arrays import not_finite
 from fedssl.config import RunConfig, build
+from fedssl.evaluation.personal import PersonalEvaluation
 from fedssl.memory import Memory, recall, remember
 from fedssl.models import bundle
+from fedssl.models.encoder import Encoder
 from fedssl.training.loop import Examples
-from fedssl.wire import ClientCard, LocalUpdate, TrainTask, read_task, write_card, write_update
+from fedssl.wire import (
+    ClientCard,
+    LocalUpdate,
+    Scores,
+    TrainTask,
+    read_eval_task,
+    read_task,
+    write_card,
+    write_scores,
+    write_update,
+)
 from fedssl.workspace import Workspace, open_workspace
 
 
@@ -31,6 +45,19 @@ def train(message: Message, context: Context, config: RunConfig) -> Message:
     reply = Message(write_update(update), reply_to=message)
     remember(context, Memory(trained, outcome.kept))
     return reply
+
+
+def evaluate(message: Message, context: Context, config: RunConfig) -> Message:
+    """Answer how the model that came, with this client's private tensors in place, does on its held-out examples."""
+    workspace = open_workspace(config)
+    task, memory = read_eval_task(message.content), recall(context)
+    partition = _partition(context, workspace)
+    bundle.load(workspace.model, {**workspace.initial, **(memory.tensors if memory else {}), **task.arrays})
+    train, held_out = workspace.indices(partition), workspace.held_out(partition)
+    evaluation: PersonalEvaluation = build(config, "client_evaluation")
+    encoder = cast(Encoder, workspace.model["backbone"])
+    values = evaluation(encoder, workspace.splits.train, train, held_out, workspace.device)
+    return Message(write_scores(Scores(partition, task.round, len(held_out), values)), reply_to=message)
 
 
 def query(message: Message, context: Context, config: RunConfig) -> Message:

@@ -31,6 +31,7 @@ COMPONENTS = (
     "client",
     "strategy",
     "evaluation",
+    "client_evaluation",
     "tracking",
     "availability",
 )

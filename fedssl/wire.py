@@ -58,6 +58,31 @@ class LocalUpdate:
 
 
 @dataclass(frozen=True, slots=True)
+class EvalTask:
+    """What a server asks of every client when the model is evaluated: its round and its tensors by name."""
+
+    round: int
+    arrays: Arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a client answers to an `EvalTask`.
+
+    Attributes:
+        partition: The client.
+        round: The round of the task that this answers.
+        num_examples: Examples it was scored on.
+        values: Scores by name.
+    """
+
+    partition: int
+    round: int
+    num_examples: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class ClientCard:
     """Who a client is: its partition, how many examples it holds, and the device it trains on."""
 
@@ -192,6 +217,33 @@ def read_update(content: RecordDict) -> LocalUpdate:
         metrics={name: float(cast(float, value)) for name, value in metrics.items()},
         extras=_extras(content),
     )
+
+
+def write_eval_task(task: EvalTask) -> RecordDict:
+    """Encode an evaluation task; one record serves every client."""
+    return RecordDict({"arrays": to_record(task.arrays), "config": ConfigRecord({"server-round": task.round})})
+
+
+def read_eval_task(content: RecordDict) -> EvalTask:
+    """Decode an evaluation task."""
+    number = int(cast(int, content.config_records["config"]["server-round"]))
+    return EvalTask(number, from_record(content.array_records["arrays"]))
+
+
+def write_scores(scores: Scores) -> RecordDict:
+    """Encode scores."""
+    client = ConfigRecord({"partition": scores.partition, "round": scores.round})
+    return RecordDict(
+        {"metrics": MetricRecord({"num-examples": scores.num_examples, **scores.values}), "client": client}
+    )
+
+
+def read_scores(content: RecordDict) -> Scores:
+    """Decode scores."""
+    metrics, client = dict(content.metric_records["metrics"]), content.config_records["client"]
+    number = int(cast(int, metrics.pop("num-examples")))
+    values = {name: float(cast(float, value)) for name, value in metrics.items()}
+    return Scores(int(cast(int, client["partition"])), int(cast(int, client["round"])), number, values)
 
 
 def write_card(card: ClientCard) -> RecordDict:

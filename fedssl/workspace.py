@@ -15,8 +15,10 @@ from fedssl.config import COMPONENTS, MISSING, RunConfig, build, key_first
 from fedssl.data.dataset import Splits
 from fedssl.data.partition import OnDevice, Partitioner, partition
 from fedssl.errors import ConfigError, DataError
+from fedssl.evaluation.personal import PersonalEvaluation, client_score_names
 from fedssl.models import bundle
 from fedssl.objectives.objective import Objective
+from fedssl.seeding import generator
 
 _OPEN: dict[str, "Workspace"] = {}
 
@@ -73,7 +75,23 @@ class Workspace:
 
     def indices(self, client: int) -> NDArray[np.int64]:
         """Return the examples that `client` trains on in this process."""
-        return np.arange(len(self.splits.train)) if self.parts is None else self.parts[client]
+        return self._divided(client)[0]
+
+    def held_out(self, client: int) -> NDArray[np.int64]:
+        """Return the examples of `client` that it never trains on; none unless clients evaluate."""
+        return self._divided(client)[1]
+
+    def _divided(self, client: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        own = np.arange(len(self.splits.train)) if self.parts is None else self.parts[client]
+        evaluation: PersonalEvaluation | None = build(self.config, "client_evaluation")
+        if evaluation is None:
+            return own, own[:0]
+        rng = generator(self.config.seed, "held_out", client)
+        try:
+            return evaluation.split(own, self.splits.train.labels[own], rng)
+        except ValueError as error:
+            reason = f"partition {client} has no class with two examples to hold one out"
+            raise ConfigError(f"client_evaluation: {reason}") from error
 
     @cached_property
     def objective(self) -> Objective:
@@ -142,13 +160,7 @@ def prepare(config: RunConfig) -> Workspace:
     for name in COMPONENTS:
         if name != "data":
             build(config, name)
-    evaluation = build(config, "evaluation")
-    for key, score in (("checkpoint.best", config.checkpoint.best), ("early_stop.score", config.early_stop.score)):
-        names = () if evaluation is None else evaluation.score_names
-        if score is not None and score not in names:
-            raise ConfigError(f"{key}={score}: must be a score of the evaluation: {', '.join(names) or 'it has none'}")
-    if evaluation is not None:
-        workspace.splits  # noqa: B018 - the server evaluates on them
+    _check_scores(workspace)
     try:
         num_clients = workspace.num_clients
     except DataError:
@@ -162,7 +174,24 @@ def prepare(config: RunConfig) -> Workspace:
         value = getattr(config, name)
         if value is not None and value > most:
             raise ConfigError(f"{name}={value}: must be at most the {most} {whole}")
+    if workspace.parts is not None and config.components["client_evaluation"]["_target_"] is not None:
+        for client in range(num_clients):
+            workspace.held_out(client)
     return workspace
+
+
+def _check_scores(workspace: Workspace) -> None:
+    """Raise ConfigError when a setting names a score that nobody reports."""
+    config, names = workspace.config, []
+    evaluation, personal = build(config, "evaluation"), build(config, "client_evaluation")
+    if evaluation is not None:
+        names += evaluation.score_names
+        workspace.splits  # noqa: B018 - the server evaluates on them
+    if personal is not None:
+        names += [name for score in personal.score_names for name in client_score_names(score)]
+    for key, score in (("checkpoint.best", config.checkpoint.best), ("early_stop.score", config.early_stop.score)):
+        if score is not None and score not in names:
+            raise ConfigError(f"{key}={score}: must be a score of the evaluation: {', '.join(names) or 'it has none'}")
 
 
 def open_workspace(config: RunConfig) -> Workspace:

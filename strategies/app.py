@@ -139,6 +139,7 @@ def _train(run: _Run, recorder: Recorder, grid: Grid) -> None:
         cohort=config.cohort,
         quorum=config.quorum,
         num_examples=None if workspace.parts is None else lambda partition: len(workspace.indices(partition)),
+        clients_score=None if build(config, "client_evaluation") is None else run.evaluator.due,
         availability=build(config, "availability"),
         history=tuple(recorder.records),
         state=run.saved.strategy if run.saved else {},

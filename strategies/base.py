@@ -18,11 +18,16 @@ from fedssl.simulation.availability import Attendance, Availability, attend
 from fedssl.simulation.grid import SimulationGrid
 from fedssl.wire import LocalUpdate, TrainTask, write_task
 from strategies.cohort import Roster, take_roster
+from strategies.personal import client_scores
 from strategies.replies import last_line, read_sound, replies_in_order
 
 
 class Listener(Protocol):
     """Hears of every client and every round while a run goes on."""
+
+    def before_training(self, scores: Mapping[str, float]) -> None:
+        """What the clients say of the model that the run begins with."""
+        ...
 
     def waiting(self, online: int, wanted: int) -> None:
         """Only `online` of the `wanted` clients are there yet."""
@@ -52,6 +57,7 @@ class Plan:
         cohort: Clients in a round; None is everyone.
         quorum: Fewest updates a round needs; None asks for one from every client that is available.
         num_examples: Returns the examples of a partition where the server made the partition; None asks the clients.
+        clients_score: Says in which rounds every client scores the model, 0 being before the first; None: never.
         availability: Who can be chosen and who leaves, on a virtual clock; None: everyone answers.
         history: Rounds that are done already, by an earlier process of the same run.
         state: What `Federated.state` returned after the last of them.
@@ -63,6 +69,7 @@ class Plan:
     cohort: int | None
     quorum: int | None
     num_examples: Callable[[int], int] | None = None
+    clients_score: Callable[[int], bool] | None = None
     availability: Availability | None = None
     history: Sequence[RoundRecord] = ()
     state: Mapping[str, Any] = field(default_factory=dict)
@@ -72,13 +79,14 @@ class Plan:
 class _Tally:
     """What a round counts while its updates stream by."""
 
+    bytes_down: int
     bytes_up: int = 0
     clients: list[int] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     metrics: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, update: LocalUpdate) -> None:
-        self.bytes_up += num_bytes(update.arrays) + sum(num_bytes(extra) for extra in update.extras.values())
+        self.bytes_up += _num_bytes(update)
         self.clients.append(update.partition)
         for name, value in update.metrics.items():
             self.metrics.setdefault(name, []).append(value)
@@ -108,6 +116,10 @@ class Federated(ABC):
         """Return what every client of the round is asked."""
         return TrainTask(round_number, plan.rounds, plan.seed, current)
 
+    def extras(self, current: Arrays) -> Mapping[str, Arrays]:
+        """Return named groups of arrays that every update must bring beside the model; their values mean nothing."""
+        return {}
+
     def state(self) -> Mapping[str, Any]:
         """Return what the rule keeps between rounds: numbers, texts, PyTorch tensors, and lists and dicts of these."""
         return {}
@@ -134,20 +146,22 @@ class Federated(ABC):
         else:
             roster = take_roster(grid, plan.num_clients, listener.waiting)
         current = dict(initial)
+        asks = plan.clients_score or (lambda _: False)
+        if not plan.history and asks(0):
+            listener.before_training(client_scores(grid, roster, current, 0))
         now = sum(record.virtual_seconds or 0.0 for record in plan.history)
         for round_number in range(len(plan.history) + 1, plan.rounds + 1):
             begun = time.monotonic()
             attendance = _attendance(roster, plan, round_number, now)
             now += attendance.seconds
-            bytes_down = num_bytes(current) * len(attendance.present)
             current, tally = self._round(grid, roster, attendance, current, round_number, plan, listener)
             record = RoundRecord(
                 round=round_number,
-                scores={},
+                scores=client_scores(grid, roster, current, round_number) if asks(round_number) else {},
                 metrics={name: float(np.mean(values)) for name, values in tally.metrics.items()},
                 epsilon=None,
                 bytes_up=tally.bytes_up,
-                bytes_down=bytes_down,
+                bytes_down=tally.bytes_down,
                 seconds=time.monotonic() - begun,
                 clients=tuple(tally.clients),
                 failures=tuple(tally.failures),
@@ -168,12 +182,13 @@ class Federated(ABC):
         listener: Listener,
     ) -> tuple[dict[str, Any], _Tally]:
         cohort = attendance.present
-        content = write_task(self.task(current, round_number, plan))
+        task = self.task(current, round_number, plan)
+        content = write_task(task)
         messages = [
             Message(content, roster.node_of(partition), MessageType.TRAIN, group_id=str(round_number))
             for partition in cohort
         ]
-        tally = _Tally()
+        tally = _Tally(_num_bytes(task) * len(cohort))
 
         def updates() -> Iterator[LocalUpdate]:
             for done, (partition, reply) in enumerate(zip(cohort, replies_in_order(grid, messages), strict=True), 1):
@@ -196,7 +211,7 @@ class Federated(ABC):
             reason, details = last_line(reply.error.reason), reply.error.reason or ""
         else:
             try:
-                update = read_sound(reply, partition, round_number, current, self.metrics)
+                update = read_sound(reply, partition, round_number, current, self.metrics, self.extras(current))
             except ValueError as error:
                 reason = details = str(error)
             else:
@@ -205,6 +220,11 @@ class Federated(ABC):
         tally.failures.append(Failure(round_number, partition, reason))
         listener.client_failed(tally.failures[-1], details)
         return None
+
+
+def _num_bytes(message: TrainTask | LocalUpdate) -> int:
+    """Return the payload of a message, what it brings beside the model included."""
+    return num_bytes(message.arrays) + sum(num_bytes(extra) for extra in message.extras.values())
 
 
 def _attendance(roster: Roster, plan: Plan, round_number: int, now: float) -> Attendance:

@@ -101,6 +101,10 @@ class Recorder:
         self._open: _Open | None = None
         self.stopped = self._reason_to_stop()
 
+    def before_training(self, scores: Scores) -> None:
+        """Keep what the clients say of the untrained model."""
+        self.untrained = {**self.untrained, **scores}
+
     def waiting(self, online: int, wanted: int) -> None:
         """Show that clients are missing."""
         self._run.progress.waiting(online, wanted)

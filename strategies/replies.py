@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -28,7 +28,12 @@ def replies_in_order(grid: Grid, messages: Sequence[Message]) -> Iterator[Messag
 
 
 def read_sound(
-    reply: Message, partition: int, round_number: int, current: Arrays, metrics: Collection[str]
+    reply: Message,
+    partition: int,
+    round_number: int,
+    current: Arrays,
+    metrics: Collection[str],
+    extras: Mapping[str, Arrays],
 ) -> LocalUpdate:
     """Return the update in a reply.
 
@@ -38,6 +43,7 @@ def read_sound(
         round_number: In which round.
         current: The global arrays it was sent, whose names, shapes and dtypes an update must have.
         metrics: Names of numbers it must report.
+        extras: Named groups of arrays it must bring beside the model, with their names, shapes and dtypes.
 
     Raises:
         ValueError: Why it must not be merged, in one line.
@@ -47,7 +53,8 @@ def read_sound(
     except Exception as error:  # bytes from outside can be wrong in any way
         raise ValueError(f"the reply cannot be read: {type(error).__name__}: {' '.join(str(error).split())}") from error
     wrong = _wrong_sender(update, partition, round_number) or _wrong_numbers(update, metrics)
-    wrong = wrong or _wrong_arrays(update, current)
+    wrong = wrong or _wrong_arrays(update.arrays, current) or _wrong_extras(update, extras)
+    wrong = wrong or _wrong_values(update)
     if wrong is not None:
         raise ValueError(wrong)
     return update
@@ -69,20 +76,29 @@ def _wrong_numbers(update: LocalUpdate, metrics: Collection[str]) -> str | None:
     return None if wrong is None else f"metric {wrong} is {update.metrics[wrong]}"
 
 
-def _wrong_arrays(update: LocalUpdate, current: Arrays) -> str | None:
-    for problem, names in (
-        ("missing", set(current) - set(update.arrays)),
-        ("unknown", set(update.arrays) - set(current)),
-    ):
+def _wrong_arrays(arrays: Arrays, expected: Arrays) -> str | None:
+    for problem, names in (("missing", set(expected) - set(arrays)), ("unknown", set(arrays) - set(expected))):
         if names:
             return f"{min(names)} is {problem}"
-    for name, array in update.arrays.items():
-        if array.shape != current[name].shape or array.dtype != current[name].dtype:
-            return f"{name} is {array.dtype}{array.shape}, not {current[name].dtype}{current[name].shape}"
-    for arrays in (update.arrays, *update.extras.values()):
-        if (broken := not_finite(arrays)) is not None:
-            return f"{broken} holds values that are not finite"
+    for name, array in arrays.items():
+        if array.shape != expected[name].shape or array.dtype != expected[name].dtype:
+            return f"{name} is {array.dtype}{array.shape}, not {expected[name].dtype}{expected[name].shape}"
     return None
+
+
+def _wrong_extras(update: LocalUpdate, expected: Mapping[str, Arrays]) -> str | None:
+    for group, arrays in expected.items():
+        if group not in update.extras:
+            return f"{group} is missing"
+        if (wrong := _wrong_arrays(update.extras[group], arrays)) is not None:
+            return f"{group}: {wrong}"
+    return None
+
+
+def _wrong_values(update: LocalUpdate) -> str | None:
+    broken = (not_finite(arrays) for arrays in (update.arrays, *update.extras.values()))
+    name = next((name for name in broken if name is not None), None)
+    return None if name is None else f"{name} holds values that are not finite"
 
 
 def last_line(reason: str | None) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,6 +51,8 @@ class Heard:
     @property
     def sha256(self) -> str:
         return sha256(self.arrays)
+
+    def before_training(self, scores: Mapping[str, float]) -> None: ...
 
     def waiting(self, online: int, wanted: int) -> None: ...
 

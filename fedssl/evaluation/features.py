@@ -46,9 +46,14 @@ class ClipProtocol:
 
 
 def video_features(
-    encoder: Encoder, dataset: Dataset, protocol: ClipProtocol, batch_size: int, device: torch.device
+    encoder: Encoder,
+    dataset: Dataset,
+    protocol: ClipProtocol,
+    batch_size: int,
+    device: torch.device,
+    indices: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
-    """Return the features of every video of `dataset`, in its order.
+    """Return the features of videos of `dataset`, in its order or that of `indices`.
 
     Args:
         encoder: Lies on `device`; used in evaluation mode, its modes are restored.
@@ -56,6 +61,7 @@ def video_features(
         protocol: What a video's feature is made of.
         batch_size: Clips that the encoder takes at once; it changes the memory used, not the features.
         device: Where clips are resized and encoded.
+        indices: The videos wanted; None wants all.
 
     Returns:
         `[num_examples, d]` float32.
@@ -63,16 +69,17 @@ def video_features(
     Raises:
         ValueError: If `dataset` is empty or `batch_size` is below 1.
     """
-    if len(dataset) < 1:
+    wanted = np.arange(len(dataset)) if indices is None else indices
+    if len(wanted) < 1:
         raise ValueError("dataset must have at least 1 example, got 0")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     videos_at_once = max(1, batch_size // protocol.num_clips)
     features = []
-    with _evaluating(encoder), torch.no_grad():
-        for first in range(0, len(dataset), videos_at_once):
-            videos = range(first, min(first + videos_at_once, len(dataset)))
-            clips = torch.cat([_read_clips(dataset.read(index), protocol, device) for index in videos])
+    with evaluating(encoder), torch.no_grad():
+        for first in range(0, len(wanted), videos_at_once):
+            videos = wanted[first : first + videos_at_once]
+            clips = torch.cat([_read_clips(dataset.read(int(index)), protocol, device) for index in videos])
             encoded = torch.cat([_encode(encoder, part, protocol.pool) for part in torch.split(clips, batch_size)])
             features.append(encoded.float().view(len(videos), protocol.num_clips, -1).mean(dim=1).cpu().numpy())
     return np.concatenate(features).astype(np.float32, copy=False)
@@ -108,7 +115,7 @@ def _encode(encoder: Encoder, clips: Tensor, pool: Literal["avg", "max"]) -> Ten
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Put `model` into evaluation mode inside the block, and every module back into its own after it."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

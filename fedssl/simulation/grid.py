@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterable
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -111,6 +111,11 @@ def identify() -> None:
 def round_of(message: Message) -> int:
     """Return the round that a message belongs to."""
     return int(message.metadata.group_id)
+
+
+def may_remember(message: Message) -> bool:
+    """Return whether a client keeps what it has after answering: training changes it, a question does not."""
+    return message.metadata.message_type == MessageType.TRAIN
 
 
 def node_context(node: int, num_clients: int, state: RecordDict) -> Context:

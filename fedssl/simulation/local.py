@@ -3,7 +3,7 @@
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedssl.simulation.grid import SimulationGrid, answer, node_context, round_of
+from fedssl.simulation.grid import SimulationGrid, answer, may_remember, node_context, round_of
 from fedssl.simulation.memories import Memories
 from fedssl.wire import settle
 
@@ -30,7 +30,7 @@ class LocalGrid(SimulationGrid):
         if reply.has_error():
             return [reply]
         settle(reply.content)  # the next client works on the same model
-        if context.state:
+        if context.state and may_remember(message):
             self.memories.put(node - 1, round_of(message), settle(context.state))
         return [reply]
 

@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from fedssl.config import Engine
 from fedssl.errors import ConfigError
 from fedssl.simulation.gpu_share import GpuUse, limit_memory, measure, workers_per_gpu
-from fedssl.simulation.grid import SimulationGrid, answer, failure, identify, node_context, round_of
+from fedssl.simulation.grid import SimulationGrid, answer, failure, identify, may_remember, node_context, round_of
 from fedssl.simulation.memories import Memories
 from fedssl.simulation.parcel import Parcel, pack, unpack, without_content
 
@@ -53,7 +53,7 @@ class _Worker:
         self._seconds = time.monotonic() - begun
         if reply.has_error():
             return (reply, False), None, None
-        state_after = pack(context.state) if context.state else None
+        state_after = pack(context.state) if context.state and may_remember(message) else None
         return (without_content(reply), state_after is not None), pack(reply.content), state_after
 
     def gpu_use(self) -> GpuUse:
