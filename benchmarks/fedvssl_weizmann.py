@@ -8,21 +8,15 @@ that is already in the runs folder is read, not repeated.
 """
 
 import argparse
-import json
-import multiprocessing
 import os
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import processor
+from benchmarks.experiments import ROOT, Result, run_all, spread
+from benchmarks.measure import report
 
-ROOT = Path(__file__).parent.parent
 FOLDS = (("daria", "denis", "eli"), ("ido", "ira", "lena"), ("lyova", "moshe", "shahar"))
 ONE_CLIENT = ("partition=iid", "partition.num_clients=1", "strategy=fedavg")
 METHODS: Mapping[str, Sequence[str]] = {
@@ -38,51 +32,35 @@ METHODS: Mapping[str, Sequence[str]] = {
     "Centralised, as many steps as one client": (*ONE_CLIENT, "client.epochs=1"),
     "Centralised, as many steps as all clients": ONE_CLIENT,
 }
-Job = tuple[str, int, int]  # method, fold, seed
+SCORES = ("R@1", "R@5")
 
 
-def run(job: Job, data: Path, runs: Path) -> dict[str, object]:
-    """Return the result of one run, from its directory if the same run was completed there.
-
-    Raises:
-        RuntimeError: The run failed, or its directory holds another run or an unfinished one.
-    """
-    from fedssl.config import load
-    from simulate import main
-
-    method, fold, seed = job
-    directory = runs / f"{list(METHODS).index(method)}-{fold}-{seed}"
-    settings = [f"data.root={data}", f"data.test_owners=[{','.join(FOLDS[fold])}]", f"seed={seed}", "engine=local"]
-    words = ["experiment=fedvssl_weizmann", *settings, *METHODS[method], f"run_dir={directory}"]
-    if not directory.exists() and main(words) != 0:
-        raise RuntimeError(f"{directory}: the run failed")
-    read: dict[str, object] = json.loads((directory / "result.json").read_text())
-    if read["status"] != "completed" or (directory / "config.yaml").read_text() != load(words).text:
-        raise RuntimeError(f"{directory}: holds another run or an unfinished one; remove it or choose another --runs")
-    return read
+def name(method: str, fold: int, seed: int) -> str:
+    """Return the name of a run."""
+    return f"{list(METHODS).index(method)}-{fold}-{seed}"
 
 
-def table(results: Mapping[Job, Mapping[str, Mapping[str, float]]], seeds: Sequence[int]) -> list[str]:
-    """Return the rows of a Markdown table."""
+def words(method: str, fold: int, seed: int, data: Path) -> list[str]:
+    """Return what a run is made from."""
+    settings = [f"data.root={data}", f"data.test_owners=[{','.join(FOLDS[fold])}]", f"seed={seed}"]
+    return ["experiment=fedvssl_weizmann", *settings, *METHODS[method]]
+
+
+def rows(results: Mapping[str, Result], seeds: Sequence[int]) -> list[list[str]]:
+    """Return a row for the untrained encoder and for each method."""
     first = next(iter(METHODS))
-    names = {"Untrained": (first, "untrained_scores"), **{method: (method, "scores") for method in METHODS}}
+    kinds = {"Untrained": (first, "untrained_scores"), **{method: (method, "scores") for method in METHODS}}
     values = {
-        name: np.array([[[results[method, fold, seed][kind][key] for key in ("R@1", "R@5")] for fold in range(3)]
-                        for seed in seeds])
-        for name, (method, kind) in names.items()
+        label: np.array([[[results[name(method, fold, seed)][kind][key] for key in SCORES] for fold in range(3)]
+                         for seed in seeds])
+        for label, (method, kind) in kinds.items()
     }  # [seeds, folds, scores]  # fmt: skip
-    rows = ["| | R@1 | R@5 | R@1 over untrained | R@1 of each fold |", "|---|---|---|---|---|"]
-    for name, scores in values.items():
-        over = spread((scores - values["Untrained"])[:, :, 0], "+")
+    table = []
+    for label, scores in values.items():
+        over = spread((scores - values["Untrained"])[:, :, 0].mean(axis=1), "+")
         folds = " ".join(f"{value:.2f}" for value in scores[:, :, 0].mean(axis=0))
-        rows.append(f"| {name} | {spread(scores[:, :, 0])} | {spread(scores[:, :, 1])} | {over} | {folds} |")
-    return rows
-
-
-def spread(scores: np.ndarray, sign: str = "") -> str:
-    """Return the mean of `[seeds, folds]` and the standard deviation over seeds of the mean over folds."""
-    means = scores.mean(axis=1)
-    return f"{means.mean():{sign}.3f} ± {means.std(ddof=1):.3f}"
+        table.append([label, *(spread(scores[:, :, place].mean(axis=1)) for place in range(2)), over, folds])
+    return table
 
 
 def main() -> None:
@@ -93,25 +71,13 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once, one core each")
     parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "fedvssl_weizmann", help="where runs are kept")
     arguments = parser.parse_args()
-    jobs = [(method, fold, seed) for seed in arguments.seeds for fold in range(3) for method in METHODS]
-    data, runs = arguments.data.resolve(), arguments.runs.resolve()
-    with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
-        futures = {job: pool.submit(run, job, data, runs) for job in jobs}
-        results = {job: future.result() for job, future in futures.items()}
-    versions = results[jobs[0]]["versions"]
-    text = [
-        "# FedVSSL on the Weizmann actions: retrieval of training people's clips by other people's clips", "",
-        *table(results, arguments.seeds), "",
-        f"Mean over 3 folds and seeds {arguments.seeds}; ± is the standard deviation over seeds.", "",
-        f"- date: {datetime.now(UTC):%Y-%m-%d}",
-        f"- machine: {processor()}, {os.cpu_count()} cores, no accelerator; one core a run",
-        f"- versions: {', '.join(f'{name} {version}' for name, version in versions.items())}",
-        f"- command: `python -m {shlex.join(['benchmarks.fedvssl_weizmann', 'DIR', *sys.argv[2:]])}`",
-    ]  # fmt: skip
-    out = ROOT / "benchmarks" / "results" / "fedvssl_weizmann.md"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text("\n".join(text) + "\n")
-    sys.stdout.write(out.read_text())
+    keys = [(method, fold, seed) for seed in arguments.seeds for fold in range(3) for method in METHODS]
+    jobs = {name(*key): words(*key, arguments.data.resolve()) for key in keys}
+    results = run_all(jobs, arguments.runs.resolve(), arguments.jobs)
+    title = "FedVSSL on the Weizmann actions: retrieval of training people's clips by other people's clips"
+    header = ["", *SCORES, "R@1 over untrained", "R@1 of each fold"]
+    note = f"Mean over 3 folds and seeds {arguments.seeds}; ± is the standard deviation over seeds. One core a run."
+    report("fedvssl_weizmann", title, header, rows(results, arguments.seeds), [note], private=[str(arguments.data)])
 
 
 if __name__ == "__main__":

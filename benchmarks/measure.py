@@ -6,7 +6,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -103,8 +103,25 @@ def processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
-def report(name: str, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> None:
-    """Write `results/NAME.md` with the table and what it was measured on, and print it."""
+def report(
+    name: str,
+    title: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    notes: Sequence[str],
+    private: Collection[str] = (),
+) -> None:
+    """Write `results/NAME.md` with the table and what it was measured on, and print it.
+
+    Args:
+        name: Of the file.
+        title: Of the table.
+        header: Names of the columns.
+        rows: Cells.
+        notes: Lines below the table.
+        private: Words of the command that are paths of this machine; "DIR" takes their place.
+    """
+    words = ["DIR" if word in private else word for word in sys.argv[1:]]
     lines = [
         f"# {title}",
         "",
@@ -117,7 +134,7 @@ def report(name: str, title: str, header: Sequence[str], rows: Sequence[Sequence
         f"- date: {datetime.now(UTC):%Y-%m-%d}",
         f"- machine: {processor()}, {os.cpu_count()} cores",
         f"- versions: {', '.join(f'{library} {version}' for library, version in versions().items())}",
-        f"- command: `python -m {shlex.join([f'benchmarks.{Path(sys.argv[0]).stem}', *sys.argv[1:]])}`",
+        f"- command: `python -m {shlex.join([f'benchmarks.{Path(sys.argv[0]).stem}', *words])}`",
     ]
     RESULTS.mkdir(exist_ok=True)
     out = RESULTS / f"{name}.md"

@@ -106,6 +106,7 @@ def resnet50(
 def small_resnet(
     in_channels: int = 3,
     width: int = 16,
+    stem_stride: int = 1,
     norm: Norm = "batch",
     mean: Sequence[float] = (0.5,),
     std: Sequence[float] = (0.25,),
@@ -114,8 +115,9 @@ def small_resnet(
 
     Args:
         in_channels: Channels of an image.
-        width: Channels of the first stage; the two others have 2 and 4 times as many, at half and a quarter of the
-            image's height and width.
+        width: Channels of the first stage; the two others have 2 and 4 times as many, each at half the height and
+            width of the one before.
+        stem_stride: Stride of the first convolution; 2 costs a quarter.
         norm: Batch or group normalisation.
         mean: Subtracted from pixels in [0, 1]; one number, or one a channel.
         std: What pixels are then divided by.
@@ -126,7 +128,7 @@ def small_resnet(
     Raises:
         ValueError: If an argument is out of range.
     """
-    _at_least_one(in_channels=in_channels, width=width)
+    _at_least_one(in_channels=in_channels, width=width, stem_stride=stem_stride)
     make_norm = _norm(norm)
     stages: list[nn.Module] = []
     before = width
@@ -137,7 +139,8 @@ def small_resnet(
             shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), make_norm(after))
         stages.append(_BasicBlock(before, after, stride, shortcut, norm_layer=make_norm))
         before = after
-    stem = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1, bias=False), make_norm(width), nn.ReLU())
+    first = nn.Conv2d(in_channels, width, 3, stem_stride, padding=1, bias=False)
+    stem = nn.Sequential(first, make_norm(width), nn.ReLU())
     body = nn.Sequential(stem, *stages)
     _initialise(body)
     return ImageEncoder(body, 4 * width, mean, std)
