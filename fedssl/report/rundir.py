@@ -111,7 +111,7 @@ class RunDirectory:
         """Write an encoder's tensors by name."""
         from safetensors.numpy import save
 
-        self._write(name, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+        self._write(name, save({name: np.asarray(array, order="C") for name, array in arrays.items()}))
 
     def write_text(self, name: str, text: str) -> None:
         """Write `text` in UTF-8 to the file `name` of this directory.
