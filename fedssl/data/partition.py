@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedssl.data.dataset import Dataset
+from fedssl.data.partition_sizes import check_at_least_one, check_enough, top_up
 from fedssl.seeding import generator
 
 Parts = list[NDArray[np.int64]]
@@ -31,11 +32,11 @@ class Iid:
     num_clients: int
 
     def __post_init__(self) -> None:
-        _at_least_one(num_clients=self.num_clients)
+        check_at_least_one(num_clients=self.num_clients)
 
     def __call__(self, dataset: Dataset, seed: int) -> Parts:
         """Return the sorted example indices of each client; ValueError if there are too few examples."""
-        _enough(len(dataset), self.num_clients)
+        check_enough(len(dataset), self.num_clients)
         order = generator(seed, "partition", "iid").permutation(len(dataset))
         return [np.sort(part) for part in np.array_split(order, self.num_clients)]
 
@@ -57,16 +58,13 @@ class Dirichlet:
     min_examples: int = 1
 
     def __post_init__(self) -> None:
-        _at_least_one(num_clients=self.num_clients, min_examples=self.min_examples)
+        check_at_least_one(num_clients=self.num_clients, min_examples=self.min_examples)
         if not 0 < self.alpha < float("inf"):
             raise ValueError(f"alpha must be above 0 and finite, got {self.alpha}")
 
     def __call__(self, dataset: Dataset, seed: int) -> Parts:
         """Return the sorted example indices of each client; ValueError if there are too few examples."""
-        _enough(len(dataset), self.num_clients)
-        if (most := len(dataset) // self.num_clients) < self.min_examples:
-            place = f"{len(dataset)} training examples over {self.num_clients} clients"
-            raise ValueError(f"partition.min_examples must be at most {most} ({place}), got {self.min_examples}")
+        check_enough(len(dataset), self.num_clients, min_examples=self.min_examples)
         rng = generator(seed, "partition", "dirichlet")
         parts: list[list[int]] = [[] for _ in range(self.num_clients)]
         for label in np.unique(dataset.labels):
@@ -75,15 +73,8 @@ class Dirichlet:
             cuts = np.rint(np.cumsum(shares)[:-1] * len(members)).astype(np.int64)
             for part, piece in zip(parts, np.split(members, cuts), strict=True):
                 part.extend(piece.tolist())
-        self._repair(parts, rng)
+        top_up(parts, self.min_examples, rng)
         return [np.sort(np.array(part, dtype=np.int64)) for part in parts]
-
-    def _repair(self, parts: list[list[int]], rng: np.random.Generator) -> None:
-        """Move examples to the clients below the minimum: at most `num_clients * min_examples` moves."""
-        for part in parts:
-            while len(part) < self.min_examples:
-                largest = max(parts, key=len)
-                part.append(largest.pop(int(rng.integers(len(largest)))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +90,11 @@ class ClassesPerClient:
     classes_per_client: int
 
     def __post_init__(self) -> None:
-        _at_least_one(num_clients=self.num_clients, classes_per_client=self.classes_per_client)
+        check_at_least_one(num_clients=self.num_clients, classes_per_client=self.classes_per_client)
 
     def __call__(self, dataset: Dataset, seed: int) -> Parts:
         """Return the sorted example indices of each client; ValueError if it cannot be done exactly."""
-        _enough(len(dataset), self.num_clients)
+        check_enough(len(dataset), self.num_clients)
         rng = generator(seed, "partition", "classes_per_client")
         labels, sizes = np.unique(dataset.labels, return_counts=True)
         order = rng.permutation(len(labels))
@@ -149,7 +140,7 @@ class ByOwner:
 
     def __post_init__(self) -> None:
         if self.num_clients is not None:
-            _at_least_one(num_clients=self.num_clients)
+            check_at_least_one(num_clients=self.num_clients)
 
     def __call__(self, dataset: Dataset, seed: int) -> Parts:
         """Return the sorted example indices of each owner; ValueError if an owner is "" or the number is wrong."""
@@ -173,7 +164,7 @@ class OnDevice:
     num_clients: int
 
     def __post_init__(self) -> None:
-        _at_least_one(num_clients=self.num_clients)
+        check_at_least_one(num_clients=self.num_clients)
 
 
 def partition(dataset: Dataset, partitioner: Partitioner, seed: int) -> Parts:
@@ -199,16 +190,3 @@ def counts(dataset: Dataset, parts: Parts) -> NDArray[np.int64]:
     """Return how many examples of each class each client holds, `[clients, classes]` int64."""
     rows = [np.bincount(dataset.labels[part], minlength=len(dataset.classes)) for part in parts]
     return np.array(rows, dtype=np.int64).reshape(len(parts), len(dataset.classes))
-
-
-def _at_least_one(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-def _enough(num_examples: int, num_clients: int) -> None:
-    if num_clients > num_examples:
-        raise ValueError(
-            f"partition.num_clients must be at most the {num_examples} training examples, got {num_clients}"
-        )

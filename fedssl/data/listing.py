@@ -1,4 +1,4 @@
-"""Which videos a folder holds, with the label and the owner of each."""
+"""Which files a folder holds, with the label and the owner of each."""
 
 import csv
 from dataclasses import dataclass
@@ -6,16 +6,23 @@ from pathlib import Path
 
 from fedssl.errors import DataError
 
-SUFFIXES = (
-    *(".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"),
-    *(".ogv", ".ts", ".vob", ".webm", ".wmv"),
-)
-"""Endings of the files in class folders that count as videos, in lower case."""
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of file.
+
+    Attributes:
+        plural: What such files are called.
+        suffixes: Endings that count in class folders, in lower case.
+    """
+
+    plural: str
+    suffixes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class VideoFile:
-    """One video of a folder.
+class ListedFile:
+    """One file of a folder.
 
     Attributes:
         name: Path relative to the folder, with forward slashes.
@@ -28,18 +35,19 @@ class VideoFile:
     owner: str
 
 
-def list_videos(root: Path, group: str | None) -> list[VideoFile]:
-    """Return the videos of `root`, sorted by name.
+def list_files(root: Path, kind: Kind, group: str | None) -> list[ListedFile]:
+    """Return the files of `root`, sorted by name.
 
-    They are the rows of `metadata.csv` (columns file, label and `group`) where there is one, else the video files
-    in the class folders.
+    They are the rows of `metadata.csv` (columns file, label and `group`) where there is one, else the files of that
+    kind in the class folders.
 
     Args:
         root: The folder.
+        kind: The files that are looked for.
         group: The column of `metadata.csv` that names the owner; None for no owners.
 
     Raises:
-        DataError: The folder is missing or has no videos, or `metadata.csv` is malformed.
+        DataError: The folder is missing or has no such files, or `metadata.csv` is malformed.
         ValueError: `group` is not a column.
     """
     if not root.is_dir():
@@ -50,22 +58,22 @@ def list_videos(root: Path, group: str | None) -> list[VideoFile]:
     elif group is not None:
         raise ValueError(f"group must be null in a folder without metadata.csv, got {group}")
     else:
-        files = _from_folders(root)
+        files = _from_folders(root, kind)
     if not files:
-        raise DataError(f"{root}: has no videos, neither in metadata.csv nor in class folders")
+        raise DataError(f"{root}: has no {kind.plural}, neither in metadata.csv nor in class folders")
     return sorted(files, key=lambda file: file.name)
 
 
-def _from_folders(root: Path) -> list[VideoFile]:
-    found = [path for path in root.glob("*/*") if path.is_file() and path.suffix.lower() in SUFFIXES]
+def _from_folders(root: Path, kind: Kind) -> list[ListedFile]:
+    found = [path for path in root.glob("*/*") if path.is_file() and path.suffix.lower() in kind.suffixes]
     return [
-        VideoFile(path.relative_to(root).as_posix(), path.parent.name, "")
+        ListedFile(path.relative_to(root).as_posix(), path.parent.name, "")
         for path in found
         if not path.name.startswith(".")
     ]
 
 
-def _from_table(table: Path, group: str | None) -> list[VideoFile]:
+def _from_table(table: Path, group: str | None) -> list[ListedFile]:
     try:
         with table.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
@@ -80,10 +88,10 @@ def _from_table(table: Path, group: str | None) -> list[VideoFile]:
     for number, row in enumerate(rows, start=1):
         if empty := [name for name in wanted if not row[name]]:
             raise DataError(f"{table}: row {number} has no {empty[0]}")
-    return _without_repeats(table, [VideoFile(row["file"], row["label"], row[group] if group else "") for row in rows])
+    return _without_repeats(table, [ListedFile(row["file"], row["label"], row[group] if group else "") for row in rows])
 
 
-def _without_repeats(table: Path, files: list[VideoFile]) -> list[VideoFile]:
+def _without_repeats(table: Path, files: list[ListedFile]) -> list[ListedFile]:
     seen: set[str] = set()
     for file in files:
         if file.name in seen:

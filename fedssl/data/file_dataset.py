@@ -1,0 +1,147 @@
+"""A folder of files as a dataset: each file is decoded when it is first read."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedssl.data.dataset import Splits
+from fedssl.data.listing import Kind, ListedFile, list_files
+from fedssl.data.split import by_label, by_owner, check_fraction
+from fedssl.errors import DataError
+
+LOGGER = logging.getLogger("fedssl")
+
+Decoder = Callable[[Path], NDArray[np.uint8]]
+"""Returns a file as `[frames, height, width, channels]`; DataError if it cannot be read."""
+
+
+@dataclass(slots=True)
+class FileDataset:
+    """Files that are decoded when first read and then kept in memory; implements `Dataset`.
+
+    Attributes:
+        paths: `[num_examples]` files.
+        labels: `[num_examples]` int64, indices into `classes`.
+        classes: Class names.
+        owners: `[num_examples]` owner names; "" where there is none.
+        decode: Reads a file.
+        clips: The decoded examples by index.
+    """
+
+    paths: tuple[Path, ...]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    owners: tuple[str, ...]
+    decode: Decoder
+    clips: dict[int, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        """Return the number of files."""
+        return len(self.paths)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Return example `index` as `[frames, height, width, channels]` uint8, a read-only array.
+
+        Raises:
+            DataError: The file cannot be decoded.
+            IndexError: There is no such file.
+        """
+        if index not in self.clips:
+            clip = self.decode(self.paths[index])
+            clip.setflags(write=False)
+            self.clips[index] = clip
+        return self.clips[index]
+
+
+@dataclass(frozen=True, slots=True)
+class HoldOut:
+    """Which files of a folder are the test part.
+
+    Attributes:
+        test_owners: The owners to hold out; needs `group`.
+        test_fraction: Without `test_owners`, the part that is held out: of the owners if there is a `group`, else of
+            each class.
+        group: The column of `metadata.csv` that names the owner of each file.
+    """
+
+    test_owners: Sequence[str]
+    test_fraction: float
+    group: str | None
+
+    def __post_init__(self) -> None:
+        check_fraction(self.test_fraction)
+        if self.test_owners and self.group is None:
+            names = ", ".join(map(str, self.test_owners))
+            raise ValueError(f"test_owners must be empty without a group, got {names}")
+
+    def split(
+        self, files: Sequence[ListedFile], rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the training and the test indices of `files`; ValueError if they cannot be split like this."""
+        owners = [file.owner for file in files]
+        if any(owners):
+            return by_owner(owners, [str(name) for name in self.test_owners], self.test_fraction, rng)
+        _, labels = np.unique([file.label for file in files], return_inverse=True)
+        return by_label(labels.astype(np.int64), self.test_fraction, rng)
+
+
+def open_folder(
+    root: Path, kind: Kind, decode: Decoder, hold_out: HoldOut, skip_unreadable: bool, rng: np.random.Generator
+) -> Splits:
+    """Return the files of a folder, split into training and test.
+
+    Args:
+        root: The folder: `root/<class>/<file>`, or what `root/metadata.csv` lists.
+        kind: The files that are looked for.
+        decode: Reads a file.
+        hold_out: Which of them are the test part.
+        skip_unreadable: Decode every file now, and leave out those that fail with a warning.
+        rng: Chooses what is held out.
+
+    Raises:
+        DataError: The folder is missing, has no such files, or lists a file that is not there.
+        ValueError: A setting does not fit the folder.
+    """
+    files = list_files(root, kind, hold_out.group)
+    clips: dict[str, NDArray[np.uint8]] = {}
+    if skip_unreadable:
+        clips = _readable(root, kind, files, decode)
+        files = [file for file in files if file.name in clips]
+    else:
+        check_present(root, files)
+    classes = tuple(sorted({file.label for file in files}))
+
+    def build(part: NDArray[np.int64]) -> FileDataset:
+        chosen = [files[i] for i in part]
+        labels = np.array([classes.index(file.label) for file in chosen], dtype=np.int64)
+        kept = {i: clips[file.name] for i, file in enumerate(chosen) if file.name in clips}
+        paths, owners = tuple(root / file.name for file in chosen), tuple(file.owner for file in chosen)
+        return FileDataset(paths, labels, classes, owners, decode, kept)
+
+    train, test = hold_out.split(files, rng)
+    return Splits(build(train), build(test))
+
+
+def check_present(root: Path, files: Sequence[ListedFile]) -> None:
+    """Raise a DataError that names the first of `files` that is not there."""
+    if missing := [file for file in files if not (root / file.name).is_file()]:
+        raise DataError(f"{root / missing[0].name}: listed in metadata.csv but not there")
+
+
+def _readable(root: Path, kind: Kind, files: Sequence[ListedFile], decode: Decoder) -> dict[str, NDArray[np.uint8]]:
+    """Return the decoded files by name, without those that cannot be read."""
+    clips: dict[str, NDArray[np.uint8]] = {}
+    for file in files:
+        try:
+            clips[file.name] = decode(root / file.name)
+        except DataError as error:
+            LOGGER.warning("left out %s", error)
+        else:
+            clips[file.name].setflags(write=False)
+    if not clips:
+        raise DataError(f"{root}: none of its {len(files)} {kind.plural} can be read")
+    return clips
