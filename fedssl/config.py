@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -16,6 +16,7 @@ from hydra.errors import HydraException, OverrideParseException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 import fedssl
 from fedssl.errors import ConfigError
@@ -173,6 +174,44 @@ def load(overrides: Sequence[str] | str) -> RunConfig:
             raise
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_explain(error, words)) from error
+
+
+def load_run(text: str, overrides: Sequence[str]) -> RunConfig:
+    """Return the configuration of a run that was written down, changed by `overrides`.
+
+    Args:
+        text: `RunConfig.text` of the run.
+        overrides: "data=digits" replaces all of that group by an option of `conf/`, "data.seed=1" changes one value.
+
+    Raises:
+        ConfigError: One line with the key, the value and what is allowed.
+    """
+    options = [word for word in overrides if word.partition("=")[0] in COMPONENTS]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            tree = cast(DictConfig, OmegaConf.create(text))
+            if missing := [name for name in (*_VALUES, *_SECTIONS, *COMPONENTS) if name not in tree]:
+                raise ConfigError(f"the configuration has no {missing[0]}: it is not of a run of this version")
+            fresh = compose("config", overrides=["~experiment", *options])
+            for name in {word.partition("=")[0] for word in options}:
+                tree[name] = OmegaConf.to_container(fresh[name])
+            for word in (word for word in overrides if word not in options):
+                tree = _with_value(tree, word)
+            return _typed(tree)
+        except (YAMLError, HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(_explain(error, overrides)) from error
+
+
+def _with_value(tree: DictConfig, word: str) -> DictConfig:
+    """Return `tree` with the value of one override."""
+    key, equals, value = word.partition("=")
+    if not equals:
+        raise ConfigError(f"{word}: not of the form key=value")
+    if allowed := _unknown(tree, key):
+        raise ConfigError(f"{key}={value}: no such setting; allowed: {allowed}")
+    merged = OmegaConf.merge(tree, OmegaConf.from_dotlist([word]))
+    return cast(DictConfig, merged)
 
 
 def build(config: RunConfig, name: str) -> Any:  # noqa: ANN401

@@ -5,8 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from fedssl.data.dataset import Splits
 from fedssl.evaluation.features import ClipProtocol, clip_frames, video_features
@@ -178,21 +176,3 @@ def test_the_evaluation_names_its_numbers() -> None:
 def test_a_bad_setting_is_named(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{name} must be"):
         VideoEvaluation(**{"height": 8, "width": 8, name: value})
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "evaluation/video",
-        "augmentation/clip",
-        "objective/vcop",
-        "objective/speed",
-        "model/small3d",
-        "model/r3d_18",
-        "model/r2plus1d_18",
-    ],
-)
-def test_the_configuration_builds_its_class(path: str) -> None:
-    group = path.split("/")[0]
-    conf = OmegaConf.create({"data": {"channels": 1}, group: OmegaConf.load(CONF / f"{path}.yaml")})
-    assert instantiate(conf[group]) is not None

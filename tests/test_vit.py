@@ -85,6 +85,7 @@ def test_positions_tell_patches_apart_and_rows_from_columns() -> None:
     torch.testing.assert_close(positions[1:].square().sum(dim=1), torch.full((9,), 4.0))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_gradients_of_single_examples_average_to_that_of_the_batch() -> None:
     encoder, batch = tiny().double().train(), images(3).double()
     encoder(batch).square().sum(dim=1).mean().backward()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedssl.data.dataset import Dataset
-from fedssl.objectives.objective import Batch, Objective
+from fedssl.objectives.objective import Batch, Draw, Objective
 from fedssl.seeding import generator, torch_stream
 from fedssl.seeding import uniforms as keyed_uniforms
 from fedssl.training.augment import Augmentation
@@ -176,11 +176,15 @@ def _read(
 ) -> tuple[NDArray[np.uint8], list[int]]:
     """Return the frames of every view `[batch, views, frames, height, width, channels]`, and the targets."""
     clips, targets = [], []
+    draws: dict[int, Draw] = {}
     for index, own in zip(indices, uniforms, strict=True):
         video = dataset.read(int(index))
         if len(video) < objective.min_frames:
             raise ValueError(f"example {index} has {len(video)} frames, the objective needs {objective.min_frames}")
-        draw = objective.draw(len(video), own)
+        # an objective that takes no numbers draws the same from every video of a length
+        if objective.num_uniforms or len(video) not in draws:
+            draws[len(video)] = objective.draw(len(video), own)
+        draw = draws[len(video)]
         clips.append(video[draw.frames])
         targets.append(draw.target)
     return np.stack(clips), targets

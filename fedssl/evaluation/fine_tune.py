@@ -1,0 +1,91 @@
+"""What an encoder comes to when it learns from a few labels.
+
+Chen 2020, "Big Self-Supervised Models are Strong Semi-Supervised Learners".
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedssl.evaluation.image_set import ImageSet, image_features
+from fedssl.evaluation.sgd import Classifier, SgdSchedule, train_classifier
+from fedssl.evaluation.subsets import labelled
+from fedssl.seeding import derive
+
+
+@dataclass(frozen=True, slots=True)
+class FineTune:
+    """Training of a copy of the encoder and of a linear layer on it, on crops and flips of labelled images.
+
+    Args:
+        steps: Batches, whatever the number of labels.
+        batch_size: Most images of a batch, at least 3: batch normalisation cannot take a batch of one image.
+        learning_rate: Of the linear layer.
+        encoder_factor: The encoder's learning rate is this times that of the linear layer; 0 leaves the encoder, and
+            the statistics of its batch normalisation, as they are.
+        repeats: Choices of the labels, each with a training of its own.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    steps: int = 1000
+    batch_size: int = 256
+    learning_rate: float = 0.1
+    encoder_factor: float = 0.1
+    repeats: int = 3
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch_size", 3), ("repeats", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if self.encoder_factor < 0:
+            raise ValueError(f"encoder_factor must be at least 0, got {self.encoder_factor}")
+
+    def accuracies(
+        self,
+        encoder: nn.Module,
+        train: ImageSet,
+        test: ImageSet,
+        amount: str,
+        standard: tuple[Tensor, Tensor],
+        seed: int,
+    ) -> list[float]:
+        """Return the accuracy on `test` of each repeat; `encoder` itself is not touched.
+
+        Args:
+            encoder: Where each repeat begins.
+            train: Every training image.
+            test: Images to be told apart.
+            amount: Labels that are known, "N%" or "N per class"; see `labelled`.
+            standard: Mean and scale `[d]` of the encoder's features.
+            seed: Root of what is random.
+        """
+        return [
+            self._accuracy(encoder, train, test, amount, standard, derive(seed, "fine_tune", repeat))
+            for repeat in range(self.repeats)
+        ]
+
+    def _accuracy(
+        self,
+        encoder: nn.Module,
+        train: ImageSet,
+        test: ImageSet,
+        amount: str,
+        standard: tuple[Tensor, Tensor],
+        seed: int,
+    ) -> float:
+        known = train.subset(labelled(train.labels, amount, seed))
+        mean, scale = (value.float() for value in standard)
+        classifier = Classifier(copy.deepcopy(encoder), mean, scale, len(train.dataset.classes)).to(train.device)
+        labels = torch.from_numpy(known.labels).to(train.device)
+        schedule = SgdSchedule(self.steps, self.batch_size, self.learning_rate, self.encoder_factor)
+        train_classifier(
+            classifier, lambda places, step: known.view(places, "fine_tune", seed, step), labels, schedule, seed
+        )
+        logits = image_features(classifier, test, self.batch_size)
+        return int((logits.argmax(axis=1) == test.labels).sum()) / len(test)

@@ -1,0 +1,93 @@
+"""The encoder of a finished run, evaluated again: with other scores, or on another data set."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedssl.config import RunConfig, build, load_run
+from fedssl.data.dataset import Splits
+from fedssl.errors import ConfigError, DataError
+from fedssl.evaluation.features import evaluating
+from fedssl.models import bundle
+from fedssl.models.encoder import Encoder
+from fedssl.report.rundir import CONFIG, ENCODER
+from fedssl.seeding import torch_stream
+from fedssl.workspace import open_workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Scores of the encoder a run began with, and of the one it ended with."""
+
+    untrained: Mapping[str, float]
+    trained: Mapping[str, float]
+
+
+def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> Comparison:
+    """Evaluate the encoder of the run in `run_dir`.
+
+    Args:
+        run_dir: Directory that a run left behind.
+        overrides: Changes of the run's own configuration, such as "data=digits" or "evaluation=images_full".
+
+    Raises:
+        ConfigError: It is not the directory of a finished run, or a setting is wrong.
+        DataError: The data cannot be used.
+    """
+    config = _configuration(run_dir, overrides)
+    evaluation = build(config, "evaluation")
+    if evaluation is None:
+        raise ConfigError("evaluation=none: has no scores, choose another")
+    workspace = open_workspace(config)
+    encoder = _untrained(config).to(workspace.device)
+    trained = _tensors(run_dir)
+    _check_fit(encoder, workspace.splits, workspace.device)
+    untrained_scores = evaluation(encoder, workspace.splits, workspace.device)
+    try:
+        bundle.load(encoder, trained)
+    except ValueError as error:
+        raise ConfigError(f"{run_dir / ENCODER}: does not fit the model, {error}") from error
+    return Comparison(untrained_scores, evaluation(encoder, workspace.splits, workspace.device))
+
+
+def _configuration(run_dir: Path, overrides: Sequence[str]) -> RunConfig:
+    """Return the configuration of a run that has ended."""
+    for name in (CONFIG, ENCODER):
+        if not (run_dir / name).is_file():
+            raise ConfigError(f"{run_dir}: is not the directory of a finished run, it has no {name}")
+    return load_run((run_dir / CONFIG).read_text(encoding="utf-8"), overrides)
+
+
+def _untrained(config: RunConfig) -> Encoder:
+    """Return the encoder as the run began with it: the first thing drawn from its stream."""
+    with torch_stream(config.seed, "init"):
+        encoder: Encoder = build(config, "model")
+    return encoder
+
+
+def _tensors(run_dir: Path) -> dict[str, NDArray[Any]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        tensors: dict[str, NDArray[Any]] = load((run_dir / ENCODER).read_bytes())
+    except SafetensorError as error:
+        raise ConfigError(f"{run_dir / ENCODER}: cannot be read ({error})") from error
+    return tensors
+
+
+def _check_fit(encoder: Encoder, splits: Splits, device: torch.device) -> None:
+    """Raise DataError unless the encoder takes an example of the data."""
+    example = splits.test.read(0)
+    clip = torch.from_numpy(np.array(example)).to(device).permute(3, 0, 1, 2)[None].float()
+    try:
+        with evaluating(encoder), torch.no_grad():
+            encoder(clip)
+    except RuntimeError as error:
+        shape = f"{example.shape[-1]} channels and {len(example)} frames"
+        raise DataError(f"data: examples of {shape} do not fit the encoder; is data.channels right?") from error

@@ -1,0 +1,109 @@
+"""What every objective promises: its groups, its coupling, its smallest batch, and a round that stays finite."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedssl.config import RunConfig, build, groups, load
+from fedssl.models import bundle
+from fedssl.objectives.objective import Batch, Objective
+from fedssl.training.loop import Examples, Stream, make_batch
+from fedssl.workspace import Workspace
+
+IMAGES = [name for name in groups()["objective"] if name not in ("vcop", "speed", "cvrl")]
+SETTINGS = ["experiment=quickstart_images", "model.width=4", "model.norm=group"]
+
+
+def config(name: str) -> RunConfig:
+    words = [*SETTINGS, f"objective={name}"]
+    made = load(words)
+    return load([*words, "objective.norm=group"]) if "norm" in made.components["objective"] else made
+
+
+class Case:
+    """An objective with its bundle and batches of real digits, in double precision."""
+
+    def __init__(self, name: str) -> None:
+        self.workspace = Workspace(config(name))
+        self.objective: Objective = self.workspace.objective
+        self.model: nn.ModuleDict = self.workspace.model.double()
+        self.objective.begin_round(self.model, first=True)
+        if "centroids" in self.model:  # what its server would send
+            self.model["centroids"].weight.copy_(torch.eye(*self.model["centroids"].weight.shape))
+
+    def batch(self, places: list[int]) -> Batch:
+        indices = np.arange(64)
+        examples = Examples(self.workspace.splits.train, indices, build(self.workspace.config, "augmentation"))
+        made = make_batch(self.objective, examples, np.array(places), Stream(0, 0, 1), 0, torch.device("cpu"))
+        return dataclasses.replace(made, views=tuple(view.double() for view in made.views))
+
+    def loss(self, places: list[int]) -> Tensor:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return self.objective.step(self.model, self.batch(places)).loss
+
+    def gradient(self, places: list[int]) -> Tensor:
+        self.model.zero_grad()
+        self.loss(places).backward()
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_every_tensor_belongs_to_one_group_and_private_groups_are_never_shared(name: str) -> None:
+    case = Case(name)
+    names = [tensor for group in case.model for tensor in bundle.arrays(case.model, [group])]
+    assert sorted(names) == sorted(case.model.state_dict())
+    private = case.objective.contract.private_groups
+    assert private <= set(case.model)
+    assert not {tensor.split(".")[0] for tensor in case.workspace.shared(None)} & private
+    for group in private & {"teacher"}:
+        assert not any(parameter.requires_grad for parameter in case.model[group].parameters())
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_the_coupling_is_as_declared(name: str) -> None:
+    case = Case(name)
+    case.model.eval()
+    size, coupling = case.objective.min_batch, case.objective.contract.coupling
+    first, second = list(range(size)), list(range(size, 2 * size))
+    whole = case.gradient([*first, *second])
+    halves = (case.gradient(first) + case.gradient(second)) / 2
+    if coupling == "per_example":
+        assert size == 1
+        torch.testing.assert_close(whole, halves, rtol=1e-5, atol=1e-8)
+    elif coupling == "batch":
+        assert not torch.allclose(whole, halves, rtol=1e-3)
+    else:  # a queue or other statistics: what came before changes the gradient of the same batch
+        for start in (8, 16, 24, 32):
+            case.loss([*range(start, start + 8)])
+            case.objective.after_step(case.model, 0.5)
+        if "centroids" in case.model:  # its server makes them from the features of all clients
+            case.model["centroids"].weight[0] += 1
+        assert not torch.allclose(whole, case.gradient([*first, *second]))
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_the_smallest_batch_gives_a_finite_loss_and_finite_gradients(name: str) -> None:
+    case = Case(name)
+    case.model.train()
+    assert torch.isfinite(case.gradient(list(range(case.objective.min_batch)))).all()
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_few_steps_move_the_backbone_and_leave_every_tensor_finite(name: str) -> None:
+    case = Case(name)
+    case.model.train()
+    optimizer = torch.optim.SGD((p for p in case.model.parameters() if p.requires_grad), lr=0.01)
+    before = bundle.arrays(case.model, ["backbone"])
+    for start in (0, 32):
+        optimizer.zero_grad()
+        case.loss(list(range(start, start + 32))).backward()
+        optimizer.step()
+        case.objective.after_step(case.model, start / 32)
+    after = bundle.arrays(case.model, None)
+    assert all(np.isfinite(array).all() for array in after.values())
+    assert any((after[tensor] != array).any() for tensor, array in before.items())
