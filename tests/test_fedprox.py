@@ -88,7 +88,7 @@ def test_a_whole_run_differs_from_fedavg_only_where_mu_is_not_zero(tmp_path: Pat
     hashes = []
     for name, words in (("avg", []), ("zero", ["client.mu=0.0"]), ("prox", ["client.mu=1.0"])):
         client = ["client=fedprox"] if words else []
-        assert main([*run, *client, *words, "client.optimizer.lr=0.05", f"run_dir={tmp_path / name}"]) == 0
+        assert main([*run, *client, *words, "optimizer.lr=0.05", f"run_dir={tmp_path / name}"]) == 0
         assert result(tmp_path / name)["failures"] == 0
         hashes.append(result(tmp_path / name)["model_sha256"])
     assert hashes[0] == hashes[1] != hashes[2]

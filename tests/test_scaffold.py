@@ -31,7 +31,7 @@ CURVATURES = np.array([2.0, 3.0, 5.0])
 CENTRES = np.array([[4.0, 0.0], [-1.0, 2.0], [0.5, -3.0]])
 LOSSES = [quadratic(a, b) for a, b in zip(CURVATURES, CENTRES, strict=True)]
 OPTIMUM = CURVATURES @ CENTRES / CURVATURES.sum()
-RUN = [*TINY, "engine=local", "objective=cvrl", "strategy=scaffold", "client=scaffold", "client.optimizer.lr=0.05"]
+RUN = [*TINY, "engine=local", "objective=cvrl", "strategy=scaffold", "client=scaffold", "optimizer.lr=0.05"]
 
 
 def gradients(point: np.ndarray) -> np.ndarray:
@@ -179,7 +179,7 @@ def test_the_wrong_partner_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_an_optimizer_that_is_not_linear_in_gradients_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match=r"optimizer must be torch\.optim\.SGD, .*, got Adam"):
         Scaffold(lambda parameters: torch.optim.Adam(parameters))
-    assert main([*RUN, "client.optimizer._target_=torch.optim.RMSprop"]) == 2
+    assert main([*RUN, "optimizer._target_=torch.optim.RMSprop"]) == 2
     assert "client.optimizer=RMSprop: must be torch.optim.SGD" in capsys.readouterr().err
 
 
