@@ -11,6 +11,7 @@ from torch import nn
 from clients.exchanged import divergence, exchanged, values
 from clients.local_training import LocalTraining, Outcome
 from fedssl.arrays import Arrays
+from fedssl.checks import within
 from fedssl.memory import Memory
 from fedssl.objectives.teacher import TEACHER
 from fedssl.wire import TrainTask
@@ -42,8 +43,7 @@ class FedEMA(LocalTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.tau <= 1:
-            raise ValueError(f"tau must be between 0 and 1, got {self.tau}")
+        within(0, 1, tau=self.tau)
 
     def begin(self, initial: Arrays, memory: Memory | None, task: TrainTask) -> Arrays:
         """Return the tensors that training begins with."""

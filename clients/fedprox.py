@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from clients.exchanged import exchanged
 from clients.local_training import LocalTraining
+from fedssl.checks import at_least
 from fedssl.memory import Memory
 from fedssl.objectives.objective import Batch, Objective
 from fedssl.training.loop import LocalRule
@@ -31,8 +32,7 @@ class FedProx(LocalTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mu < 0:
-            raise ValueError(f"mu must be 0 or more, got {self.mu}")
+        at_least(0, mu=self.mu)
 
     def rule(self, model: nn.ModuleDict, objective: Objective, memory: Memory | None, task: TrainTask) -> LocalRule:
         """Return the penalty around the values that came."""

@@ -11,6 +11,7 @@ from torch import nn
 from clients.exchanged import divergence, exchanged, values
 from clients.local_training import LocalTraining, Outcome
 from fedssl.arrays import Arrays
+from fedssl.checks import at_least
 from fedssl.memory import Memory
 from fedssl.wire import TrainTask
 
@@ -36,8 +37,7 @@ class FedU(LocalTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.threshold < 0:
-            raise ValueError(f"threshold must be 0 or more, got {self.threshold}")
+        at_least(0, threshold=self.threshold)
 
     def begin(self, initial: Arrays, memory: Memory | None, task: TrainTask) -> Arrays:
         """Return the tensors that training begins with.

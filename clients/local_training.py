@@ -8,6 +8,7 @@ from typing import Literal
 from torch import nn
 
 from fedssl.arrays import Arrays
+from fedssl.checks import at_least
 from fedssl.memory import Memory
 from fedssl.objectives.objective import Objective
 from fedssl.training.loop import Examples, LocalRule, OptimizerFactory, Schedule, Stream, fit
@@ -48,12 +49,8 @@ class LocalTraining:
     schedule: Literal["constant", "cosine"] = "constant"
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.max_grad_norm < 0:
-            raise ValueError(f"max_grad_norm must be 0 or more, got {self.max_grad_norm}")
+        at_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        at_least(0, max_grad_norm=self.max_grad_norm)
 
     def begin(self, initial: Arrays, memory: Memory | None, task: TrainTask) -> Arrays:
         """Return the tensors that training begins with: what came, beside what this client remembers.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clients.local_training import LocalTraining, Outcome
+from fedssl.checks import above, at_least
 from fedssl.memory import Memory
 from fedssl.models import bundle
 from fedssl.objectives.objective import Batch, Objective
@@ -58,10 +59,8 @@ class Moon(LocalTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mu < 0:
-            raise ValueError(f"mu must be 0 or more, got {self.mu}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        at_least(0, mu=self.mu)
+        above(0, temperature=self.temperature)
 
     def rule(self, model: nn.ModuleDict, objective: Objective, memory: Memory | None, task: TrainTask) -> LocalRule:
         """Return the term, or nothing on the first participation: there is no previous model yet."""

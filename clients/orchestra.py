@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from clients.local_training import LocalTraining, Outcome
 from fedssl.arrays import Arrays
+from fedssl.checks import above, at_least
 from fedssl.memory import Memory
 from fedssl.objectives.clustering import local_centroids
 from fedssl.objectives.objective import Objective
@@ -39,11 +40,9 @@ class OrchestraTraining(LocalTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("local_clusters", "cluster_iterations", "sinkhorn_iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.epsilon > 0:
-            raise ValueError(f"epsilon must be above 0, got {self.epsilon}")
+        at_least(1, local_clusters=self.local_clusters)
+        at_least(1, cluster_iterations=self.cluster_iterations, sinkhorn_iterations=self.sinkhorn_iterations)
+        above(0, epsilon=self.epsilon)
 
     def begin(self, initial: Arrays, memory: Memory | None, task: TrainTask) -> Arrays:
         """Return what local training begins with, and the global centroids where there are any.

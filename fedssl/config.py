@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 import fedssl
+from fedssl.checks import above, at_least
 from fedssl.errors import ConfigError
 
 CONF = Path(fedssl.__file__).parent.parent / "conf"
@@ -66,14 +67,14 @@ class Engine:
     schedule: Literal["longest_first", "by_partition"] = "longest_first"
 
     def __post_init__(self) -> None:
-        _at_least(self, num_workers=1, threads_per_client=1, max_retries=0)
+        at_least(1, num_workers=self.num_workers, threads_per_client=self.threads_per_client)
+        at_least(0, max_retries=self.max_retries)
         gpus = self.num_gpus_per_client
-        if gpus != "auto" and gpus < 0:
-            raise ValueError(f"num_gpus_per_client must be 0 or more, got {gpus}")
-        if gpus == "auto" and self.kind == "local":
+        if gpus != "auto":
+            at_least(0, num_gpus_per_client=gpus)
+        elif self.kind == "local":
             raise ValueError("num_gpus_per_client must be a number with engine=local, got auto")
-        if self.client_timeout_seconds is not None and not self.client_timeout_seconds > 0:
-            raise ValueError(f"client_timeout_seconds must be above 0, got {self.client_timeout_seconds}")
+        above(0, client_timeout_seconds=self.client_timeout_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ class Checkpoint:
     best_is: Literal["max", "min"]
 
     def __post_init__(self) -> None:
-        _at_least(self, every=1, keep=1)
+        at_least(1, every=self.every, keep=self.keep)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,8 @@ class EarlyStop:
     best_is: Literal["max", "min"]
 
     def __post_init__(self) -> None:
-        _at_least(self, patience=1, min_delta=0)
+        at_least(1, patience=self.patience)
+        at_least(0, min_delta=self.min_delta)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +199,8 @@ def load_run(text: str, overrides: Sequence[str]) -> RunConfig:
             for name in {word.partition("=")[0] for word in options}:
                 tree[name] = OmegaConf.to_container(fresh[name])
             for word in (word for word in overrides if word not in options):
+                if word.partition("=")[0].split(".")[0] not in (*_VALUES, *_SECTIONS, *COMPONENTS):
+                    raise ConfigError(f"{word}: is a part of other values, which are written out; set those instead")
                 tree = _with_value(tree, word)
             return _typed(tree)
         except (YAMLError, HydraException, OmegaConfBaseException) as error:
@@ -231,7 +235,9 @@ def build(config: RunConfig, name: str) -> Any:  # noqa: ANN401
     except HydraException as error:
         cause = error.__cause__
         if type(cause) in (ValueError, TypeError):
-            raise ConfigError(key_first(f"{name}.{cause}")) from cause
+            nested = re.search(r"^full_key: (.+)$", str(error), re.MULTILINE)
+            path = f"{name}.{nested.group(1)}" if nested else name
+            raise ConfigError(key_first(f"{path}.{cause}")) from cause
         raise (cause or error) from None
 
 
@@ -282,21 +288,15 @@ def _section(name: str, values: Spec, kind: Callable[..., Any]) -> Any:  # noqa:
         raise ConfigError(key_first(f"{name}.{error}")) from error
 
 
-def _at_least(section: Any, **bounds: float) -> None:  # noqa: ANN401
-    """Raise ValueError when a value of `section` that is given lies below its bound."""
-    for name, bound in bounds.items():
-        value = getattr(section, name)
-        if value is not None and value < bound:
-            raise ValueError(f"{name} must be at least {bound}, got {value}")
-
-
 def _check_ranges(config: RunConfig) -> None:
     hints = get_type_hints(RunConfig)
     for name in _VALUES:
         if not _matches(value := getattr(config, name), hints[name]):
             raise ConfigError(f"{name}={value}: must be {_name(hints[name])}")
     try:
-        _at_least(config, seed=0, rounds=1, cohort=1, quorum=1, evaluate_every=1)
+        at_least(0, seed=config.seed)
+        at_least(1, rounds=config.rounds, cohort=config.cohort, quorum=config.quorum)
+        at_least(1, evaluate_every=config.evaluate_every)
     except ValueError as error:
         raise ConfigError(key_first(str(error))) from error
     if config.resume is not None and config.run_dir is None:

@@ -103,13 +103,16 @@ class Workspace:
     def model(self) -> nn.ModuleDict:
         """The model shell; its values are whatever was loaded last."""
         frozen = self.config.batch_norm == "frozen"
-        model = bundle.build_bundle(
-            lambda: build(self.config, "model"),
-            self.objective,
-            self.config.seed,
-            self.largest_client,
-            frozen_norms=frozen,
-        )
+        try:
+            model = bundle.build_bundle(
+                lambda: build(self.config, "model"),
+                self.objective,
+                self.config.seed,
+                self.largest_client,
+                frozen_norms=frozen,
+            )
+        except ValueError as error:
+            raise ConfigError(key_first(f"objective.{error}")) from error
         self._initial.update(bundle.arrays(model, None))
         model.to(self.device)
         return model
@@ -161,6 +164,9 @@ def prepare(config: RunConfig) -> Workspace:
         if name != "data":
             build(config, name)
     _check_scores(workspace)
+    smallest, batch = workspace.objective.min_batch, build(config, "client").batch_size
+    if batch < smallest:
+        raise ConfigError(f"client.batch_size={batch}: must be at least {smallest}, the objective's smallest batch")
     try:
         num_clients = workspace.num_clients
     except DataError:
@@ -177,7 +183,17 @@ def prepare(config: RunConfig) -> Workspace:
     if workspace.parts is not None and config.components["client_evaluation"]["_target_"] is not None:
         for client in range(num_clients):
             workspace.held_out(client)
+    _check_norms(workspace)
     return workspace
+
+
+def _check_norms(workspace: Workspace) -> None:
+    """Raise ConfigError when `batch_norm` asks for what the model or the evaluation cannot do."""
+    policy = workspace.config.batch_norm
+    if policy != "share" and not bundle.norm_names(workspace.model):
+        raise ConfigError(f"batch_norm={policy}: must be share, the model has no batch normalisation")
+    if policy == "local" and build(workspace.config, "evaluation") is not None:
+        raise ConfigError("batch_norm=local: needs evaluation=none, no client uses the server's; see client_evaluation")
 
 
 def _check_scores(workspace: Workspace) -> None:

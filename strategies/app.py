@@ -147,8 +147,11 @@ def _train(run: _Run, recorder: Recorder, grid: Grid) -> None:
 
     try:
         run.strategy.start(grid, recorder.arrays, plan, recorder, bundle.buffer_names(workspace.model))
+    except Exception:
+        if recorder.close():  # else the round before, whose scores are there only now, was the last that counts
+            raise
     finally:
-        recorder.close()  # a round that was still being scored when the run ended
+        recorder.close()
 
 
 def _reason(error: BaseException) -> str:

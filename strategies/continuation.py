@@ -31,6 +31,7 @@ class Saver:
         self._memories = {
             number: checkpoint.load(self._folder, number).memories for number in checkpoint.rounds(self._folder)
         }
+        self._written: set[tuple[int, int]] = set()  # files of memories, by partition and round, that may be loose
 
     def due(self, round_number: int, last: int, best: int | None) -> bool:
         """Return whether a round gets a bundle: every few rounds, at the end, and at a new best."""
@@ -39,23 +40,23 @@ class Saver:
 
     def save_memories(self) -> dict[int, int]:
         """Write what clients remember and return the round of each."""
-        if isinstance(self._grid, SimulationGrid):
-            return self._grid.memories.save(self._folder / checkpoint.MEMORIES)
-        return {}
+        if not isinstance(self._grid, SimulationGrid):
+            return {}
+        rounds = self._grid.memories.save(self._folder / checkpoint.MEMORIES)
+        self._written |= rounds.items()
+        return rounds
 
     def save(self, bundle: checkpoint.Bundle, best: int | None) -> None:
         """Write a bundle, and let go of those that are neither among the latest nor that of the round `best`."""
         checkpoint.save(self._folder, bundle)
         self._memories[bundle.round] = bundle.memories
         for number in set(self._memories) - {*sorted(self._memories)[-self._setting.keep :], best}:
-            self._drop(number)
-
-    def _drop(self, number: int) -> None:
-        """Delete a bundle, and the memories that no other bundle needs."""
-        checkpoint.delete(self._folder, number)
-        files = self._memories.pop(number).items()
-        for partition, written in files - set().union(*(kept.items() for kept in self._memories.values())):
+            checkpoint.delete(self._folder, number)
+            self._written |= self._memories.pop(number).items()
+        needed = set().union(*(kept.items() for kept in self._memories.values()))
+        for partition, written in self._written - needed:
             (self._folder / checkpoint.MEMORIES / file_name(partition, written)).unlink(missing_ok=True)
+        self._written &= needed
 
     def restore(self, bundle: checkpoint.Bundle) -> None:
         """Give the clients of a simulation their memories back; real devices keep their own as long as they run."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fedssl.arrays import Arrays
+from fedssl.checks import within
 from fedssl.wire import LocalUpdate
 from strategies.aggregation import SoftmaxMean, WeightedMean, mix
 from strategies.base import Federated
@@ -21,8 +22,7 @@ class FedVSSL(Federated):
     """
 
     def __init__(self, alpha: float = 0.9, beta: int = 1) -> None:
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
+        within(0, 1, alpha=alpha)
         if beta not in (0, 1):
             raise ValueError(f"beta must be 0 or 1, got {beta}")
         super().__init__(share=("backbone",), metrics=("loss",))

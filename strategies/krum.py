@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedssl.arrays import Arrays
+from fedssl.checks import at_least
 from fedssl.errors import RunError
 from fedssl.wire import LocalUpdate, TrainTask
 from strategies.aggregation import WeightedMean
@@ -33,10 +34,8 @@ class Krum(Federated):
     """
 
     def __init__(self, num_byzantine: int = 1, num_selected: int = 1, share: Collection[str] | None = None) -> None:
-        if num_byzantine < 0:
-            raise ValueError(f"num_byzantine must be 0 or more, got {num_byzantine}")
-        if num_selected < 1:
-            raise ValueError(f"num_selected must be at least 1, got {num_selected}")
+        at_least(0, num_byzantine=num_byzantine)
+        at_least(1, num_selected=num_selected)
         super().__init__(share)
         self.num_byzantine = num_byzantine
         self.num_selected = num_selected

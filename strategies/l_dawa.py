@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedssl.arrays import Arrays
+from fedssl.checks import at_least
 from fedssl.wire import LocalUpdate
 from strategies.aggregation import WeightedMean
 from strategies.averaging import Averaging
@@ -37,8 +38,7 @@ class LDAWA(Averaging):
         normalize: bool = False,
         reference_compat: bool = False,
     ) -> None:
-        if warmup_rounds < 0:
-            raise ValueError(f"warmup_rounds must be 0 or more, got {warmup_rounds}")
+        at_least(0, warmup_rounds=warmup_rounds)
         super().__init__(share)
         self.warmup_rounds = warmup_rounds
         self.normalize = normalize

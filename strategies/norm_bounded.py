@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedssl.arrays import Arrays
+from fedssl.checks import above
 from fedssl.wire import LocalUpdate
 from strategies.aggregation import WeightedMean
 from strategies.base import Federated
@@ -30,8 +31,7 @@ class NormBounded(Federated):
     """
 
     def __init__(self, max_norm: float = 1.0, share: Collection[str] | None = None) -> None:
-        if not max_norm > 0:
-            raise ValueError(f"max_norm must be above 0, got {max_norm}")
+        above(0, max_norm=max_norm)
         super().__init__(share)
         self.max_norm = float(max_norm)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedssl.arrays import Arrays
+from fedssl.checks import above, at_least
 from fedssl.objectives.clustering import learn_centroids
 from fedssl.seeding import generator
 from fedssl.wire import LocalUpdate, TrainTask
@@ -48,14 +49,9 @@ class Orchestra(Federated):
         sinkhorn_iterations: int = 10,
     ) -> None:
         super().__init__()
-        counts = {"num_centroids": num_centroids, "dim": dim, "local_clusters": local_clusters, "steps": steps}
-        for name, count in {**counts, "sinkhorn_iterations": sinkhorn_iterations}.items():
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
-        positive = {"learning_rate": learning_rate, "temperature": temperature, "epsilon": epsilon}
-        for name, value in positive.items():
-            if not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
+        at_least(1, num_centroids=num_centroids, dim=dim, local_clusters=local_clusters)
+        at_least(1, steps=steps, sinkhorn_iterations=sinkhorn_iterations)
+        above(0, learning_rate=learning_rate, temperature=temperature, epsilon=epsilon)
         self._shape = (num_centroids, dim)
         self._expected = {"centroids": {"local": np.zeros((local_clusters, dim), np.float32)}}
         self._learning = (steps, learning_rate, temperature, epsilon, sinkhorn_iterations)

@@ -1,5 +1,7 @@
 """Ask every client how the model does on its own held-out examples, and say how the least well served one fares."""
 
+import math
+
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
@@ -41,6 +43,8 @@ def _read(reply: Message, partition: int, round_number: int) -> Scores:
     if reply.has_error():
         raise RunError(f"{where}: {last_line(reply.error.reason)}")
     scores = read_scores(reply.content)
-    if (scores.partition, scores.round) != (partition, round_number) or scores.num_examples < 1:
+    if (scores.partition, scores.round) != (partition, round_number):
         raise RunError(f"{where}: the answer is of partition {scores.partition} to round {scores.round}")
+    if scores.num_examples < 1 or not all(math.isfinite(value) for value in scores.values.values()):
+        raise RunError(f"{where}: {dict(scores.values)} of {scores.num_examples} examples are no scores")
     return scores

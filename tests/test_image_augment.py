@@ -33,7 +33,7 @@ def drawn(count: int, view: int = 0, columns: int = 16) -> np.ndarray:
 
 
 def augmentation(view: ImageView = EVERYTHING, size: int = 16) -> ImageAugmentation:
-    return ImageAugmentation(size, 9, view, local=replace(view, crop_scale=(0.05, 0.4)))
+    return ImageAugmentation(size, size, 9, view, local=replace(view, crop_scale=(0.05, 0.4)))
 
 
 def test_a_key_gives_the_same_pixels_and_each_view_others() -> None:
@@ -268,7 +268,7 @@ def test_draws_have_the_ranges_and_shares_asked_for() -> None:
 
 def test_full_views_take_turns_and_other_roles_have_their_own() -> None:
     mirrored, bright = replace(PLAIN, flip=1), replace(PLAIN, solarise=1, solarise_threshold=0)
-    both = ImageAugmentation(16, 8, mirrored, bright, local=PLAIN, light=PLAIN)
+    both = ImageAugmentation(16, 16, 8, mirrored, bright, local=PLAIN, light=PLAIN)
     plain = clips() / 255
     for ordinal, expected in ((0, plain.flip(-1)), (1, 1 - plain), (2, plain.flip(-1))):
         torch.testing.assert_close(both(clips(), drawn(6), "full", ordinal), expected, atol=1e-5, rtol=0)
@@ -377,6 +377,8 @@ def test_a_bad_setting_is_named(name: str, value: object) -> None:
 
 def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="local_size must be at least 1, got 0"):
-        ImageAugmentation(8, 0, PLAIN)
+        ImageAugmentation(8, 8, 0, PLAIN)
+    with pytest.raises(ValueError, match="width must be 8 as the height, since views are square, got 9"):
+        ImageAugmentation(8, 9, 8, PLAIN)
     with pytest.raises(ValueError, match="clips must have 1 or 3 channels, got 2"):
         augmentation()(clips(2, 2), drawn(2), "full", 0)

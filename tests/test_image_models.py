@@ -96,6 +96,7 @@ def test_frozen_norms_keep_their_statistics_while_the_rest_trains() -> None:
         ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
         ({"width": 0}, "width must be at least 1, got 0"),
         ({"norm": "layer"}, "norm must be one of batch, group, got layer"),
+        ({"mean": [0.1, 0.2]}, r"mean must be 1 or 3 numbers, got \[0.1, 0.2\]"),
         ({"std": [0.0]}, r"std must be above 0, got \[0.0\]"),
     ],
 )

@@ -50,7 +50,7 @@ def test_a_client_that_cannot_hold_out_is_named(tmp_path: Path, capsys: pytest.C
 
 
 def test_norms_that_stay_with_clients_are_not_sent(tmp_path: Path) -> None:
-    words = [*SETTINGS, "engine=local", "strategy=fedavg"]
+    words = [*SETTINGS, "engine=local", "strategy=fedavg"]  # SETTINGS has evaluation=none
     assert main([*words, f"run_dir={tmp_path / 'share'}"]) == 0
     assert main([*words, "batch_norm=local", f"run_dir={tmp_path / 'local'}"]) == 0
     assert main([*words, "batch_norm=frozen", f"run_dir={tmp_path / 'frozen'}"]) == 0

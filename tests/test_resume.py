@@ -3,17 +3,23 @@
 import json
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_runs import TINY, result
 
 from fedssl import checkpoint
+from fedssl.arrays import Arrays
+from fedssl.errors import RunError
 from fedssl.report.progress import Progress
 from fedssl.report.records import RoundRecord
 from fedssl.report.rundir import RunDirectory
+from fedssl.wire import LocalUpdate
 from simulate import main
+from strategies.fedvssl import FedVSSL
 
 RUN = [*TINY, "rounds=4", "evaluate_every=2"]
 STRATEGIES = {
@@ -156,6 +162,32 @@ def test_early_stopping_ends_a_run_whose_score_no_longer_improves(engine: str, t
     assert main([*RUN, "engine=local", f"run_dir={tmp_path}", *stop, "resume=auto"]) == 0
     assert result(tmp_path)["model_sha256"] == ended["model_sha256"]
     assert result(tmp_path)["rounds_completed"] == 3
+
+
+def test_a_round_that_fails_after_the_last_one_that_counts_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge = FedVSSL.merge
+
+    def failing(
+        self: FedVSSL, current: Arrays, updates: Iterator[LocalUpdate], round_number: int
+    ) -> dict[str, np.ndarray]:
+        if round_number == 4:  # worked on while round 3, which ends the run, is scored
+            raise RunError("round 4 failed")
+        return merge(self, current, updates, round_number)
+
+    monkeypatch.setattr(FedVSSL, "merge", failing)
+    stop = ["early_stop.score=R@1", "early_stop.patience=2", "early_stop.min_delta=1", "evaluate_every=1"]
+    assert main([*RUN, "engine=ray", "engine.num_workers=1", f"run_dir={tmp_path}", *stop]) == 0
+    assert (result(tmp_path)["status"], result(tmp_path)["rounds_completed"]) == ("completed", 3)
+
+
+def test_memories_that_no_bundle_needs_are_deleted(tmp_path: Path) -> None:
+    watched = ["evaluate_every=1", "checkpoint.every=4", "checkpoint.keep=1", "checkpoint.best=R@1"]
+    assert main([*RUN, "engine=local", "strategy=fedvssl", f"run_dir={tmp_path}", *watched]) == 0
+    folder = tmp_path / checkpoint.FOLDER
+    needed = {item for number in checkpoint.rounds(folder) for item in checkpoint.load(folder, number).memories.items()}
+    assert {path.name for path in (folder / "memories").iterdir()} == {f"{k}-{r}.memory" for k, r in needed}
 
 
 def test_an_unreadable_bundle_is_named_and_the_one_before_goes_on(

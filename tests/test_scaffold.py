@@ -179,8 +179,8 @@ def test_the_wrong_partner_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_an_optimizer_that_is_not_linear_in_gradients_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match=r"optimizer must be torch\.optim\.SGD, .*, got Adam"):
         Scaffold(lambda parameters: torch.optim.Adam(parameters))
-    assert main([*RUN, "optimizer._target_=torch.optim.RMSprop"]) == 2
-    assert "client.optimizer=RMSprop: must be torch.optim.SGD" in capsys.readouterr().err
+    assert main([*RUN, "optimizer=adamw"]) == 2
+    assert "client.optimizer=AdamW: must be torch.optim.SGD" in capsys.readouterr().err
 
 
 def test_the_state_is_restored() -> None:

@@ -102,7 +102,7 @@ def test_reference_and_ratio_are_those_of_the_first_example() -> None:
 def test_views_draw_references_of_their_own_and_light_ones_none() -> None:
     pixels = (views(6) * 255).to(torch.uint8)
     plain = ImageView(crop_scale=(1, 1), aspect=(1, 1), flip=0, jitter=0, grey=0)
-    without = ImageAugmentation(16, 8, plain, local=plain, light=plain)
+    without = ImageAugmentation(16, 16, 8, plain, local=plain, light=plain)
     styled = replace(without, style=BatchStyle((0.5, 0.5)))
     numbers = np.zeros((6, 16))
     for place in (0, 4):

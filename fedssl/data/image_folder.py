@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedssl.checks import at_least
 from fedssl.data.dataset import Splits
 from fedssl.data.file_dataset import HoldOut, open_folder
 from fedssl.data.image_files import IMAGES, decode
-from fedssl.data.partition_sizes import check_at_least_one
 from fedssl.data.split import check_channels
 from fedssl.seeding import generator
 
@@ -47,7 +47,7 @@ def image_folder(  # noqa: PLR0913 - the settings of one configuration file, all
         DataError: The folder is missing, has no images, or lists a file that is not there.
         ValueError: An argument is out of range.
     """
-    check_at_least_one(height=height, width=width)
+    at_least(1, height=height, width=width)
     check_channels(channels)
     hold_out = HoldOut(test_owners, test_fraction, group)
     read = partial(_read, channels=channels, size=(height, width))

@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from fedssl.checks import one_of
+
 MOTIONS = ("right", "left", "down", "up", "clockwise", "counterclockwise", "grow", "shrink")
 """The classes in order: each of the pairs is one motion and the same motion played backwards."""
 
@@ -28,8 +30,7 @@ def trajectory(motion: str, num_frames: int, speed: float, phase: float) -> NDAr
     Raises:
         ValueError: There is no such motion.
     """
-    if motion not in MOTIONS:
-        raise ValueError(f"motion must be one of {', '.join(MOTIONS)}, got {motion}")
+    one_of(MOTIONS, motion=motion)
     kind, backwards = divmod(MOTIONS.index(motion), 2)
     along = np.linspace(-0.5, 0.5, num_frames) * speed * (-1 if backwards else 1)
     still, whole = np.zeros(num_frames), np.ones(num_frames)

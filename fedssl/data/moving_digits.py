@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from fedssl.checks import at_least
 from fedssl.data.dataset import Splits
 from fedssl.data.digits import load_images
 from fedssl.data.motion import MOTIONS, draw_mask, hat_weights, trajectory
@@ -123,11 +124,9 @@ def moving_digits(
     Raises:
         ValueError: An argument is out of range.
     """
-    lowest = {"num_train": 1, "num_test": 1, "num_frames": 2, "size": 8}
-    values = {"num_train": num_train, "num_test": num_test, "num_frames": num_frames, "size": size}
-    for name, value in values.items():
-        if value < lowest[name]:
-            raise ValueError(f"{name} must be at least {lowest[name]}, got {value}")
+    at_least(1, num_train=num_train, num_test=num_test)
+    at_least(2, num_frames=num_frames)
+    at_least(8, size=size)
     if not 2 <= num_classes <= len(MOTIONS):
         raise ValueError(f"num_classes must be 2 to {len(MOTIONS)}, got {num_classes}")
     check_channels(channels)

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedssl.checks import at_least
 from fedssl.data.file_dataset import check_present
 from fedssl.data.image_files import IMAGES, Size, decode
 from fedssl.data.listing import ListedFile, list_files
 from fedssl.data.packed_file import PackedImages, read_packed, write_packed
-from fedssl.data.partition_sizes import check_at_least_one
 from fedssl.errors import DataError
 
 COMPLETED, BAD_INPUT = 0, 2
@@ -50,8 +50,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--group", help="the column of metadata.csv that names the owner of each image")
     options = parser.parse_args(arguments)
     try:
-        if options.size is not None:
-            check_at_least_one(size=options.size)
+        at_least(1, size=options.size)
         if not (folder := options.target.parent).is_dir():
             raise DataError(f"{folder}: no such folder")
         size = None if options.size is None else (options.size, options.size)

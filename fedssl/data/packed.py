@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedssl.checks import at_least
 from fedssl.data.arrays import ArrayDataset
 from fedssl.data.dataset import Splits
 from fedssl.data.packed_file import PackedImages, read_packed
 from fedssl.data.split import by_label, by_owner, check_channels, check_fraction
-from fedssl.data.subset import balanced, check_limits
+from fedssl.data.subset import balanced
 from fedssl.errors import DataError
 from fedssl.seeding import generator
 
@@ -43,10 +44,8 @@ def packed(
         ValueError: An argument is out of range.
     """
     check_fraction(test_fraction)
-    check_limits(num_train, num_test)
+    at_least(1, num_train=num_train, num_test=num_test, size=size)
     check_channels(channels)
-    if size is not None and size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
 
     def build(source: PackedImages, part: NDArray[np.int64], limit: int | None, key: str) -> ArrayDataset:
         chosen = part[balanced(source.labels[part], limit, key, generator(seed, "packed", key))]

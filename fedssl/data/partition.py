@@ -6,8 +6,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fedssl.checks import at_least
 from fedssl.data.dataset import Dataset
-from fedssl.data.partition_sizes import check_at_least_one, check_enough, top_up
+from fedssl.data.partition_sizes import check_enough, top_up
 from fedssl.seeding import generator
 
 Parts = list[NDArray[np.int64]]
@@ -32,7 +33,7 @@ class Iid:
     num_clients: int
 
     def __post_init__(self) -> None:
-        check_at_least_one(num_clients=self.num_clients)
+        at_least(1, num_clients=self.num_clients)
 
     def __call__(self, dataset: Dataset, seed: int) -> Parts:
         """Return the sorted example indices of each client; ValueError if there are too few examples."""
@@ -58,7 +59,7 @@ class Dirichlet:
     min_examples: int = 1
 
     def __post_init__(self) -> None:
-        check_at_least_one(num_clients=self.num_clients, min_examples=self.min_examples)
+        at_least(1, num_clients=self.num_clients, min_examples=self.min_examples)
         if not 0 < self.alpha < float("inf"):
             raise ValueError(f"alpha must be above 0 and finite, got {self.alpha}")
 
@@ -90,7 +91,7 @@ class ClassesPerClient:
     classes_per_client: int
 
     def __post_init__(self) -> None:
-        check_at_least_one(num_clients=self.num_clients, classes_per_client=self.classes_per_client)
+        at_least(1, num_clients=self.num_clients, classes_per_client=self.classes_per_client)
 
     def __call__(self, dataset: Dataset, seed: int) -> Parts:
         """Return the sorted example indices of each client; ValueError if it cannot be done exactly."""
@@ -139,8 +140,7 @@ class ByOwner:
     num_clients: int | None = None
 
     def __post_init__(self) -> None:
-        if self.num_clients is not None:
-            check_at_least_one(num_clients=self.num_clients)
+        at_least(1, num_clients=self.num_clients)
 
     def __call__(self, dataset: Dataset, seed: int) -> Parts:
         """Return the sorted example indices of each owner; ValueError if an owner is "" or the number is wrong."""
@@ -164,7 +164,7 @@ class OnDevice:
     num_clients: int
 
     def __post_init__(self) -> None:
-        check_at_least_one(num_clients=self.num_clients)
+        at_least(1, num_clients=self.num_clients)
 
 
 def partition(dataset: Dataset, partitioner: Partitioner, seed: int) -> Parts:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedssl.checks import at_least
 from fedssl.data.dataset import Dataset
 from fedssl.data.partition import Parts
-from fedssl.data.partition_sizes import check_at_least_one, check_enough
+from fedssl.data.partition_sizes import check_enough
 from fedssl.data.pixels import STATISTICS, styles
 from fedssl.seeding import generator
 
@@ -34,7 +35,7 @@ class FeatureSkew:
     mix: float = 0.0
 
     def __post_init__(self) -> None:
-        check_at_least_one(num_clients=self.num_clients)
+        at_least(1, num_clients=self.num_clients)
         names = ", ".join(map(str, self.statistics))
         if not self.statistics or not set(self.statistics) <= set(STATISTICS):
             raise ValueError(f"statistics must be some of {', '.join(STATISTICS)}, got {names or 'none'}")

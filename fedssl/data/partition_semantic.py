@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedssl.checks import at_least
 from fedssl.data.dataset import Dataset
 from fedssl.data.partition import Parts
-from fedssl.data.partition_sizes import check_at_least_one, check_enough, top_up
+from fedssl.data.partition_sizes import check_enough, top_up
 from fedssl.data.pixels import thumbnails
 from fedssl.seeding import derive, generator
 
@@ -54,9 +55,8 @@ class Semantic:
     min_examples: int = 1
 
     def __post_init__(self) -> None:
-        check_at_least_one(
-            num_clients=self.num_clients, num_components=self.num_components, min_examples=self.min_examples
-        )
+        at_least(1, num_clients=self.num_clients)
+        at_least(1, num_components=self.num_components, min_examples=self.min_examples)
 
     def __call__(self, dataset: Dataset, seed: int) -> Parts:
         """Return the sorted example indices of each client; ValueError if there are too few examples or pixels."""

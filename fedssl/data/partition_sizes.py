@@ -4,13 +4,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def check_at_least_one(**values: int) -> None:
-    """Raise a ValueError that names the first of `values` that is below 1."""
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-
-
 def check_enough(num_examples: int, num_clients: int, **per_client: int) -> None:
     """Raise a ValueError unless every client can get an example, and as many as each of `per_client` asks for.
 

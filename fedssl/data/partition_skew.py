@@ -6,9 +6,10 @@ from math import isfinite
 import numpy as np
 from numpy.typing import NDArray
 
+from fedssl.checks import at_least
 from fedssl.data.dataset import Dataset
 from fedssl.data.partition import Parts
-from fedssl.data.partition_sizes import apportion, check_at_least_one, check_enough
+from fedssl.data.partition_sizes import apportion, check_enough
 from fedssl.seeding import generator
 
 
@@ -28,7 +29,7 @@ class Shards:
     num_shards_per_client: int = 2
 
     def __post_init__(self) -> None:
-        check_at_least_one(num_clients=self.num_clients, num_shards_per_client=self.num_shards_per_client)
+        at_least(1, num_clients=self.num_clients, num_shards_per_client=self.num_shards_per_client)
 
     def __call__(self, dataset: Dataset, seed: int) -> Parts:
         """Return the sorted example indices of each client; ValueError if there are fewer examples than shards."""
@@ -63,7 +64,7 @@ class QuantitySkew:
     min_examples: int = 1
 
     def __post_init__(self) -> None:
-        check_at_least_one(num_clients=self.num_clients, min_examples=self.min_examples)
+        at_least(1, num_clients=self.num_clients, min_examples=self.min_examples)
         if self.alpha is not None and not (isfinite(self.alpha) and self.alpha > 0):
             raise ValueError(f"alpha must be above 0 and finite, got {self.alpha}")
         if self.exponent is not None and not (isfinite(self.exponent) and self.exponent >= 0):

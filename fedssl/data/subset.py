@@ -4,13 +4,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def check_limits(num_train: int | None, num_test: int | None) -> None:
-    """Raise a ValueError unless both are at least 1, or None for no limit."""
-    for name, value in (("num_train", num_train), ("num_test", num_test)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-
-
 def balanced(labels: NDArray[np.int64], limit: int | None, name: str, rng: np.random.Generator) -> NDArray[np.int64]:
     """Choose examples so that classes differ by at most one, as far as each has enough.
 

@@ -14,11 +14,12 @@ from urllib.error import HTTPError, URLError
 import numpy as np
 from numpy.typing import NDArray
 
+from fedssl.checks import at_least
 from fedssl.data.arrays import ArrayDataset
 from fedssl.data.dataset import Splits
 from fedssl.data.image_files import convert
 from fedssl.data.split import check_channels
-from fedssl.data.subset import balanced, check_limits
+from fedssl.data.subset import balanced
 from fedssl.errors import DataError
 from fedssl.seeding import generator
 
@@ -83,7 +84,7 @@ def torchvision_images(
         DataError: The files are not there and cannot be downloaded.
         ValueError: An argument is out of range.
     """
-    check_limits(num_train, num_test)
+    at_least(1, num_train=num_train, num_test=num_test)
     check_channels(channels)
 
     def part(train: bool, limit: int | None) -> ArrayDataset:

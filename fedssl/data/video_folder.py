@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from fedssl.checks import at_least
 from fedssl.data.dataset import Splits
 from fedssl.data.file_dataset import HoldOut, open_folder
 from fedssl.data.split import check_channels
@@ -45,9 +46,8 @@ def video_folder(  # noqa: PLR0913 - the settings of one configuration file, all
         DataError: The folder is missing, has no videos, or lists a file that is not there.
         ValueError: An argument is out of range.
     """
-    for name, value, lowest in (("height", height, 1), ("width", width, 1), ("max_frames", max_frames, 0)):
-        if value < lowest:
-            raise ValueError(f"{name} must be at least {lowest}, got {value}")
+    at_least(1, height=height, width=width)
+    at_least(0, max_frames=max_frames)
     check_channels(channels)
     hold_out = HoldOut(test_owners, test_fraction, group)
     read = partial(decode, height=height, width=width, channels=channels, max_frames=max_frames)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedssl.checks import above
 from fedssl.evaluation.similarity import CHUNK, normalised
 
 
@@ -26,8 +27,7 @@ def alignment(first: NDArray[Any], second: NDArray[Any], alpha: float = 2.0) -> 
     """
     if first.shape != second.shape or not len(first):
         raise ValueError(f"first and second must have one shape and a row, got {first.shape} and {second.shape}")
-    if not alpha > 0:
-        raise ValueError(f"alpha must be above 0, got {alpha}")
+    above(0, alpha=alpha)
     distances = np.linalg.norm(normalised(first) - normalised(second), axis=1)
     return float(np.mean(distances**alpha))
 
@@ -47,8 +47,7 @@ def uniformity(features: NDArray[Any], t: float = 2.0) -> float:
     """
     if len(features) < 2:
         raise ValueError(f"features must have at least 2 rows, got {len(features)}")
-    if not t > 0:
-        raise ValueError(f"t must be above 0, got {t}")
+    above(0, t=t)
     rows = normalised(features)
     squares = np.square(rows).sum(axis=1)
     total = 0.0

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedssl.checks import at_least
+
 
 def calibration_error(probabilities: NDArray[Any], labels: NDArray[np.int64], bins: int = 15) -> float:
     """Return the mean gap between how sure a classifier is and how often it is right.
@@ -22,8 +24,7 @@ def calibration_error(probabilities: NDArray[Any], labels: NDArray[np.int64], bi
     """
     if not len(labels) or len(labels) != len(probabilities):
         raise ValueError(f"labels must be one of each row, got {len(labels)} for {len(probabilities)}")
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}")
+    at_least(1, bins=bins)
     confidence = np.asarray(probabilities, dtype=np.float64).max(axis=1)
     gaps = (probabilities.argmax(axis=1) == labels) - confidence
     places = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedssl.checks import at_least, one_of
 from fedssl.data.dataset import Dataset
 from fedssl.models.encoder import Encoder
 from fedssl.training.augment import resize
@@ -38,11 +39,8 @@ class ClipProtocol:
     pool: Literal["avg", "max"]
 
     def __post_init__(self) -> None:
-        for name in ("num_clips", "clip_frames", "height", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.pool not in ("avg", "max"):
-            raise ValueError(f"pool must be one of avg, max, got {self.pool}")
+        at_least(1, num_clips=self.num_clips, clip_frames=self.clip_frames, height=self.height, width=self.width)
+        one_of(("avg", "max"), pool=self.pool)
 
 
 def video_features(
@@ -72,8 +70,7 @@ def video_features(
     wanted = np.arange(len(dataset)) if indices is None else indices
     if len(wanted) < 1:
         raise ValueError("dataset must have at least 1 example, got 0")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    at_least(1, batch_size=batch_size)
     videos_at_once = max(1, batch_size // protocol.num_clips)
     features = []
     with evaluating(encoder), torch.no_grad():

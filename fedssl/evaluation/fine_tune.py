@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fedssl.checks import above, at_least
 from fedssl.evaluation.image_set import ImageSet, image_features
 from fedssl.evaluation.sgd import Classifier, SgdSchedule, train_classifier
 from fedssl.evaluation.subsets import labelled
@@ -38,13 +39,10 @@ class FineTune:
     repeats: int = 3
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch_size", 3), ("repeats", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-        if self.encoder_factor < 0:
-            raise ValueError(f"encoder_factor must be at least 0, got {self.encoder_factor}")
+        at_least(1, steps=self.steps, repeats=self.repeats)
+        at_least(3, batch_size=self.batch_size)
+        above(0, learning_rate=self.learning_rate)
+        at_least(0, encoder_factor=self.encoder_factor)
 
     def accuracies(
         self,

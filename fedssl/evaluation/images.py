@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from fedssl.checks import above, at_least, within
 from fedssl.data.dataset import Splits
 from fedssl.evaluation.fine_tune import FineTune
 from fedssl.evaluation.image_set import Views
@@ -67,14 +68,9 @@ class ImageEvaluation:
         for name in ("scores", "crop_scale"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         self.views()
-        for name in ("batch_size", "knn_k", "max_train", "max_test"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not self.knn_temperature > 0:
-            raise ValueError(f"knn_temperature must be above 0, got {self.knn_temperature}")
-        if not 0 <= self.risk_approximation <= 1:
-            raise ValueError(f"risk_approximation must be in [0, 1], got {self.risk_approximation}")
+        at_least(1, batch_size=self.batch_size, knn_k=self.knn_k, max_train=self.max_train, max_test=self.max_test)
+        above(0, knn_temperature=self.knn_temperature)
+        within(0, 1, risk_approximation=self.risk_approximation)
         self._check_scores()
 
     def _check_scores(self) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedssl.checks import above, at_least
 from fedssl.evaluation.similarity import check_labelled, nearest
 
 
@@ -36,10 +37,8 @@ def knn_accuracy(
     """
     check_labelled("bank", bank, bank_labels)
     check_labelled("queries", queries, query_labels)
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
+    at_least(1, k=k)
+    above(0, temperature=temperature)
     if bank_labels.min() < 0 or bank_labels.max() >= num_classes:
         raise ValueError(f"bank_labels must be in [0, {num_classes}), got {bank_labels.min()} to {bank_labels.max()}")
     right = 0

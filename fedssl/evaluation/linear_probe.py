@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedssl.checks import at_least, one_of
 from fedssl.data.split import by_label
 from fedssl.evaluation.sgd import Classifier, Draw, SgdSchedule, train_classifier
 from fedssl.seeding import generator
@@ -79,11 +80,8 @@ class LinearProbe:
             object.__setattr__(self, name, values)
             if not values or min(values) <= 0:
                 raise ValueError(f"{name} must be numbers above 0, got {list(values)}")
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.mode not in ("lbfgs", "ridge", "sgd"):
-            raise ValueError(f"mode must be one of lbfgs, ridge, sgd, got {self.mode}")
+        at_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        one_of(("lbfgs", "ridge", "sgd"), mode=self.mode)
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must be above 0 and below 1, got {self.held_out}")
 

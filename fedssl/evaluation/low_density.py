@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedssl.checks import above, at_least
 from fedssl.evaluation.linear_probe import LinearMap, standardisation
 from fedssl.evaluation.subsets import is_amount
 
@@ -42,13 +43,9 @@ class LowDensity:
     def __post_init__(self) -> None:
         if not is_amount(self.labels):
             raise ValueError(f'labels must be "N%" of at most 100, or "N per class", got {self.labels}')
-        if self.weight < 0:
-            raise ValueError(f"weight must be at least 0, got {self.weight}")
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
-        for name in ("l2", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        at_least(0, weight=self.weight)
+        at_least(1, steps=self.steps)
+        above(0, l2=self.l2, learning_rate=self.learning_rate)
 
     def fit(self, known: Tensor, targets: Tensor, unknown: Tensor, num_classes: int) -> tuple[LinearMap, LinearMap]:
         """Return the separators of the labelled features alone, and those of all.

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedssl.checks import above, at_least
 from fedssl.data.dataset import Dataset
 from fedssl.data.split import by_label
 from fedssl.evaluation.features import ClipProtocol, video_features
@@ -51,11 +52,8 @@ class PersonalEvaluation:
         self._protocol()
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must be above 0 and below 1, got {self.held_out}")
-        for name in ("knn_k", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.knn_temperature > 0:
-            raise ValueError(f"knn_temperature must be above 0, got {self.knn_temperature}")
+        at_least(1, knn_k=self.knn_k, batch_size=self.batch_size)
+        above(0, knn_temperature=self.knn_temperature)
 
     @property
     def score_names(self) -> tuple[str, ...]:

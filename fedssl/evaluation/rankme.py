@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedssl.checks import at_least
+
 
 def rankme(features: NDArray[Any], eps: float = 0.0) -> float:
     """Return the exponential of the entropy of the singular values, which are scaled to sum to one.
@@ -26,8 +28,7 @@ def rankme(features: NDArray[Any], eps: float = 0.0) -> float:
     """
     if not features.size:
         raise ValueError(f"features must have at least 1 row and column, got {list(features.shape)}")
-    if eps < 0:
-        raise ValueError(f"eps must be at least 0, got {eps}")
+    at_least(0, eps=eps)
     values = np.linalg.svd(np.asarray(features, dtype=np.float64), compute_uv=False)
     if not values[0] > 0:
         return 0.0

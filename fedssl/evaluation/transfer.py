@@ -49,6 +49,8 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> Comparison:
     _check_fit(encoder, workspace.splits, workspace.device)
     untrained_scores = evaluation(encoder, workspace.splits, workspace.device)
     try:
+        if missing := sorted(encoder.state_dict().keys() - trained.keys()):
+            raise ValueError(f"{missing[0]} stayed with the clients")
         bundle.load(encoder, trained)
     except ValueError as error:
         raise ConfigError(f"{run_dir / ENCODER}: does not fit the model, {error}") from error
@@ -88,6 +90,6 @@ def _check_fit(encoder: Encoder, splits: Splits, device: torch.device) -> None:
     try:
         with evaluating(encoder), torch.no_grad():
             encoder(clip)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         shape = f"{example.shape[-1]} channels and {len(example)} frames"
         raise DataError(f"data: examples of {shape} do not fit the encoder; is data.channels right?") from error

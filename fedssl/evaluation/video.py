@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from fedssl.checks import above, at_least
 from fedssl.data.dataset import Splits
 from fedssl.evaluation.features import ClipProtocol, video_features
 from fedssl.evaluation.knn import knn_accuracy
@@ -47,11 +48,8 @@ class VideoEvaluation:
         self._protocol()
         if not self.ks or min(self.ks) < 1:
             raise ValueError(f"ks must be numbers of at least 1, got {list(self.ks)}")
-        for name in ("knn_k", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.knn_temperature > 0:
-            raise ValueError(f"knn_temperature must be above 0, got {self.knn_temperature}")
+        at_least(1, knn_k=self.knn_k, batch_size=self.batch_size)
+        above(0, knn_temperature=self.knn_temperature)
 
     @property
     def score_names(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet
 
+from fedssl.checks import at_least, one_of
 from fedssl.models.encoder import Encoder
 from fedssl.models.norms import group_norm
 
@@ -29,7 +30,11 @@ class ImageEncoder(Encoder):
 
     def __init__(self, body: nn.Module, feature_dim: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__(body, feature_dim)
-        if not std or min(std) <= 0:
+        channels = _channels(body)
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) not in (1, channels):
+                raise ValueError(f"{name} must be 1 or {channels} numbers, got {list(values)}")
+        if min(std) <= 0:
             raise ValueError(f"std must be above 0, got {list(std)}")
         for name, values in (("mean", mean), ("std", std)):  # not persistent: a plain network has no such tensors
             self.register_buffer(name, torch.tensor(list(values)).view(1, -1, 1, 1), persistent=False)
@@ -45,6 +50,11 @@ class ImageEncoder(Encoder):
         maps: Tensor = self.body(self.normalized(clips))
         unfolded: Tensor = maps.unflatten(0, (len(clips), -1))
         return unfolded.transpose(1, 2)
+
+
+def _channels(body: nn.Module) -> int:
+    """Return the channels that the first convolution of a network takes."""
+    return next(module.in_channels for module in body.modules() if isinstance(module, nn.Conv2d))
 
 
 class _BasicBlock(resnet.BasicBlock):  # type: ignore[misc]  # torchvision has no types
@@ -128,7 +138,7 @@ def small_resnet(
     Raises:
         ValueError: If an argument is out of range.
     """
-    _at_least_one(in_channels=in_channels, width=width, stem_stride=stem_stride)
+    at_least(1, in_channels=in_channels, width=width, stem_stride=stem_stride)
     make_norm = _norm(norm)
     stages: list[nn.Module] = []
     before = width
@@ -154,27 +164,22 @@ def _residual(
     norm: Norm,
     normalisation: tuple[Sequence[float], Sequence[float]],
 ) -> Encoder:
-    _at_least_one(in_channels=in_channels)
-    if stem not in ("small", "imagenet"):
-        raise ValueError(f"stem must be one of small, imagenet, got {stem}")
+    at_least(1, in_channels=in_channels)
+    one_of(("small", "imagenet"), stem=stem)
     network = resnet.ResNet(block, list(layers), norm_layer=_norm(norm))
     if stem == "small":
         network.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
         network.maxpool = nn.Identity()
     elif in_channels != 3:
         network.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
-    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     body = nn.Sequential(OrderedDict((name, getattr(network, name)) for name in _TRUNK))
     _initialise(body)
     return ImageEncoder(body, 512 * block.expansion, *normalisation)
 
 
 def _norm(name: Norm) -> Callable[[int], nn.Module]:
-    if name == "batch":
-        return nn.BatchNorm2d
-    if name == "group":
-        return group_norm
-    raise ValueError(f"norm must be one of batch, group, got {name}")
+    one_of(("batch", "group"), norm=name)
+    return nn.BatchNorm2d if name == "batch" else group_norm
 
 
 def _initialise(body: nn.Module) -> None:
@@ -184,9 +189,3 @@ def _initialise(body: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.ReLU):
             module.inplace = False
-
-
-def _at_least_one(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 from torch import nn
 
+from fedssl.checks import at_least
 from fedssl.models.encoder import Encoder
 
 STRIDES = ((1, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2))
@@ -25,10 +26,7 @@ def small3d(in_channels: int = 1, width: int = 16) -> Encoder:
     Raises:
         ValueError: If an argument is below 1.
     """
-    if in_channels < 1:
-        raise ValueError(f"in_channels must be at least 1, got {in_channels}")
-    if width < 1:
-        raise ValueError(f"width must be at least 1, got {width}")
+    at_least(1, in_channels=in_channels, width=width)
     widths = (in_channels, width, 2 * width, 4 * width, 4 * width)
     layers = [_layer(before, after, stride) for (before, after), stride in zip(pairwise(widths), STRIDES, strict=True)]
     return Encoder(nn.Sequential(*layers), feature_dim=widths[-1])

@@ -6,6 +6,7 @@ from typing import cast
 from torch import nn
 from torchvision.models import video
 
+from fedssl.checks import at_least
 from fedssl.models.encoder import Encoder
 
 FEATURE_DIM = 512
@@ -49,8 +50,7 @@ def r2plus1d_18(in_channels: int = 3) -> Encoder:
 
 def _encoder(network: nn.Module, in_channels: int) -> Encoder:
     """Keep the stem and the four stages of `network`; pooling belongs to the encoder, the classifier to nobody."""
-    if in_channels < 1:
-        raise ValueError(f"in_channels must be at least 1, got {in_channels}")
+    at_least(1, in_channels=in_channels)
     parts = dict(network.named_children())
     names = ("stem", "layer1", "layer2", "layer3", "layer4")
     body = nn.Sequential(OrderedDict((name, parts[name]) for name in names))

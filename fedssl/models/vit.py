@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.vision_transformer import VisionTransformer
 
+from fedssl.checks import at_least
 from fedssl.models.encoder import Encoder
 from fedssl.models.image import ImageEncoder
 
@@ -109,9 +110,7 @@ def vit_tiny(
     Raises:
         ValueError: If an argument is out of range.
     """
-    for name, value in (("in_channels", in_channels), ("patch_size", patch_size), ("depth", depth)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    at_least(1, in_channels=in_channels, patch_size=patch_size, depth=depth)
     if image_size < 1 or image_size % patch_size:
         raise ValueError(f"image_size must be a multiple of patch_size {patch_size}, got {image_size}")
     body = VisionTransformer(image_size, patch_size, depth, _HEADS, _WIDTH, _EXPANSION * _WIDTH, num_classes=1)

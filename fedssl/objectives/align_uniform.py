@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedssl.checks import above, at_least
 from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
@@ -57,12 +58,8 @@ class AlignUniform(Objective):
     def __init__(
         self, weight: float = 1.0, t: float = 2.0, hidden: int = 2048, dim: int = 128, norm: HeadNorm = "none"
     ) -> None:
-        for name, value in (("weight", weight), ("t", t)):
-            if not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
-        for name, width in (("hidden", hidden), ("dim", dim)):
-            if width < 1:
-                raise ValueError(f"{name} must be at least 1, got {width}")
+        above(0, weight=weight, t=t)
+        at_least(1, hidden=hidden, dim=dim)
         self.weight = weight
         self.t = t
         self.hidden = hidden

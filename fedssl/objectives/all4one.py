@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedssl.checks import above, at_least, within
 from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
@@ -138,23 +139,11 @@ class All4One(Objective):
         momentum_end: float = 1.0,
         teacher: Literal["reset", "keep", "ema_global"] = "keep",
     ) -> None:
-        for name, value, least in (
-            ("queue_size", queue_size, 1),
-            ("neighbours", neighbours, 1),
-            ("hidden", hidden, 1),
-            ("dim", dim, 2),
-            ("predictor_hidden", predictor_hidden, 1),
-            ("layers", layers, 1),
-            ("heads", heads, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        for name, temp in (("temperature", temperature), ("centroid_temperature", centroid_temperature)):
-            if not temp > 0:
-                raise ValueError(f"{name} must be above 0, got {temp}")
-        for name, share in (("momentum_start", momentum_start), ("momentum_end", momentum_end), ("dropout", dropout)):
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {share}")
+        at_least(1, queue_size=queue_size, neighbours=neighbours, layers=layers, heads=heads)
+        at_least(1, hidden=hidden, predictor_hidden=predictor_hidden)
+        at_least(2, dim=dim)
+        above(0, temperature=temperature, centroid_temperature=centroid_temperature)
+        within(0, 1, momentum_start=momentum_start, momentum_end=momentum_end, dropout=dropout)
         if dim % heads:
             raise ValueError(f"dim must be a multiple of heads={heads}, got {dim}")
         self.temperature = temperature

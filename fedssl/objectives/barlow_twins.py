@@ -6,6 +6,7 @@
 import torch
 from torch import Tensor, nn
 
+from fedssl.checks import above, at_least
 from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
@@ -39,13 +40,9 @@ class BarlowTwins(Objective):
         scale: float = 0.1,
         norm: HeadNorm = "batch",
     ) -> None:
-        for name, width in (("hidden", hidden), ("dim", dim)):
-            if width < 1:
-                raise ValueError(f"{name} must be at least 1, got {width}")
-        if off_diagonal_weight < 0:
-            raise ValueError(f"off_diagonal_weight must be 0 or more, got {off_diagonal_weight}")
-        if not scale > 0:
-            raise ValueError(f"scale must be above 0, got {scale}")
+        at_least(1, hidden=hidden, dim=dim)
+        at_least(0, off_diagonal_weight=off_diagonal_weight)
+        above(0, scale=scale)
         self.hidden = hidden
         self.dim = dim
         self.off_diagonal_weight = off_diagonal_weight

@@ -8,6 +8,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from fedssl.checks import at_least, within
 from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
@@ -61,12 +62,8 @@ class Byol(Objective):
         momentum_end: float = 1.0,
         teacher: Literal["reset", "keep", "ema_global"] = "keep",
     ) -> None:
-        for name, value in (("hidden", hidden), ("dim", dim)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        for key, momentum in (("momentum_start", momentum_start), ("momentum_end", momentum_end)):
-            if not 0 <= momentum <= 1:
-                raise ValueError(f"{key} must be between 0 and 1, got {momentum}")
+        at_least(1, hidden=hidden, dim=dim)
+        within(0, 1, momentum_start=momentum_start, momentum_end=momentum_end)
         self.hidden = hidden
         self.dim = dim
         self.norm = norm

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedssl.checks import above, at_least
 from fedssl.models.encoder import Encoder
 from fedssl.objectives.nt_xent import nt_xent
 from fedssl.objectives.objective import Batch, Draw, Objective, Role, Step
@@ -34,11 +35,8 @@ class Cvrl(Objective):
     num_uniforms = 3
 
     def __init__(self, clip_frames: int = 8, temperature: float = 0.2, hidden: int = 64, dim: int = 32) -> None:
-        for name, value in (("clip_frames", clip_frames), ("hidden", hidden), ("dim", dim)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
+        at_least(1, clip_frames=clip_frames, hidden=hidden, dim=dim)
+        above(0, temperature=temperature)
         self.clip_frames = clip_frames
         self.temperature = temperature
         self.hidden = hidden
@@ -61,8 +59,7 @@ class Cvrl(Objective):
         Raises:
             ValueError: If the video is shorter than one clip.
         """
-        if num_frames < self.min_frames:
-            raise ValueError(f"num_frames must be at least {self.min_frames}, got {num_frames}")
+        at_least(self.min_frames, num_frames=num_frames)
         greatest = num_frames - self.clip_frames
         offset = round(greatest * (1 - np.sqrt(1 - uniforms[0])))
         start = int(uniforms[1] * (greatest - offset + 1))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedssl.checks import at_least, within
 from fedssl.models.encoder import Encoder
 from fedssl.objectives.objective import Batch, Objective, Role, Step
 from fedssl.privacy.contract import PrivacyContract
@@ -35,10 +36,8 @@ class Diet(Objective):
     views: tuple[Role, ...] = ("full",)
 
     def __init__(self, smoothing: float = 0.8, num_classes: int | None = None) -> None:
-        if not 0 <= smoothing <= 1:
-            raise ValueError(f"smoothing must be in [0, 1], got {smoothing}")
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        within(0, 1, smoothing=smoothing)
+        at_least(1, num_classes=num_classes)
         self.smoothing = smoothing
         self.num_classes = num_classes
 

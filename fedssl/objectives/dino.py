@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedssl.checks import above, at_least, within
 from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
@@ -111,25 +112,11 @@ class Dino(Objective):
         momentum_end: float = 1.0,
         teacher: Literal["reset", "keep", "ema_global"] = "keep",
     ) -> None:
-        for name, width in (("hidden", hidden), ("dim", dim), ("num_prototypes", num_prototypes)):
-            if width < 1:
-                raise ValueError(f"{name} must be at least 1, got {width}")
-        for name, value in (
-            ("temperature", temperature),
-            ("teacher_temperature_start", teacher_temperature_start),
-            ("teacher_temperature_end", teacher_temperature_end),
-        ):
-            if not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
-        for name, share in (
-            ("warmup", warmup),
-            ("center_momentum", center_momentum),
-            ("freeze_prototypes", freeze_prototypes),
-            ("momentum_start", momentum_start),
-            ("momentum_end", momentum_end),
-        ):
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {share}")
+        at_least(1, hidden=hidden, dim=dim, num_prototypes=num_prototypes)
+        above(0, temperature=temperature)
+        above(0, teacher_temperature_start=teacher_temperature_start, teacher_temperature_end=teacher_temperature_end)
+        within(0, 1, warmup=warmup, center_momentum=center_momentum, freeze_prototypes=freeze_prototypes)
+        within(0, 1, momentum_start=momentum_start, momentum_end=momentum_end)
         self.widths = (hidden, dim, num_prototypes)
         self.norm = norm
         self.temperature = temperature

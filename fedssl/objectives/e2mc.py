@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedssl.checks import at_least, one_of
 from fedssl.models.encoder import Encoder
 from fedssl.objectives.objective import Batch, Draw, Objective, Step
 from fedssl.objectives.vicreg import covariance_penalty
@@ -42,11 +43,8 @@ class E2mc(Objective):
         covariance_weight: float = 1.0,
         mapping: Literal["sigmoid", "normal"] = "sigmoid",
     ) -> None:
-        for name, weight in (("entropy_weight", entropy_weight), ("covariance_weight", covariance_weight)):
-            if weight < 0:
-                raise ValueError(f"{name} must be 0 or more, got {weight}")
-        if mapping not in ("sigmoid", "normal"):
-            raise ValueError(f"mapping must be one of sigmoid, normal, got {mapping}")
+        at_least(0, entropy_weight=entropy_weight, covariance_weight=covariance_weight)
+        one_of(("sigmoid", "normal"), mapping=mapping)
         self.host = host
         self.entropy_weight = entropy_weight
         self.covariance_weight = covariance_weight

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedssl.checks import above, at_least, one_of
 from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
@@ -56,13 +57,10 @@ class EntropyReconstruction(Objective):
         dim: int = 256,
         norm: HeadNorm = "batch",
     ) -> None:
-        if kind not in ("continuous", "discrete"):
-            raise ValueError(f"kind must be one of continuous, discrete, got {kind}")
-        if not concentration > 0:
-            raise ValueError(f"concentration must be above 0, got {concentration}")
-        for name, width, least in (("hidden", hidden, 1), ("dim", dim, 2)):
-            if width < least:
-                raise ValueError(f"{name} must be at least {least}, got {width}")
+        one_of(("continuous", "discrete"), kind=kind)
+        above(0, concentration=concentration)
+        at_least(1, hidden=hidden)
+        at_least(2, dim=dim)
         self.kind = kind
         self.concentration = concentration
         self.hidden = hidden

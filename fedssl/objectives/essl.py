@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedssl.checks import at_least
 from fedssl.models.encoder import Encoder
 from fedssl.objectives.answer import answer_step
 from fedssl.objectives.objective import Batch, Draw, Objective, Step
@@ -29,10 +30,8 @@ class Essl(Objective):
     """
 
     def __init__(self, host: Objective, weight: float = 0.4, hidden: int = 2048) -> None:
-        if weight < 0:
-            raise ValueError(f"weight must be 0 or more, got {weight}")
-        if hidden < 1:
-            raise ValueError(f"hidden must be at least 1, got {hidden}")
+        at_least(0, weight=weight)
+        at_least(1, hidden=hidden)
         self.host = host
         self.weight = weight
         self.hidden = hidden

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedssl.checks import at_least, within
 from fedssl.models.encoder import Encoder
 from fedssl.objectives.objective import Batch, Objective, Role, Step
 from fedssl.privacy.contract import PrivacyContract
@@ -51,14 +52,10 @@ class Gmml(Objective):
         replaced: float = 0.0,
         hidden: int = 512,
     ) -> None:
-        for name, value in (("patch_size", patch_size), ("channels", channels), ("hidden", hidden)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        at_least(1, patch_size=patch_size, channels=channels, hidden=hidden)
         if image_size < 2 * patch_size or image_size % patch_size:
             raise ValueError(f"image_size must be two or more times patch_size {patch_size}, got {image_size}")
-        for name, share in (("most", most), ("largest_block", largest_block), ("replaced", replaced)):
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {share}")
+        within(0, 1, most=most, largest_block=largest_block, replaced=replaced)
         if not 0 < least <= most:
             raise ValueError(f"least must be above 0 and at most {most}, got {least}")
         self.image_size = image_size

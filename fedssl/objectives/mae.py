@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import vision_transformer
 
+from fedssl.checks import at_least
 from fedssl.models.encoder import Encoder
 from fedssl.models.vit import VisionTransformerEncoder, sincos_positions, take
 from fedssl.objectives.gmml import PixelDecoder, check_size, enlarged
@@ -50,14 +51,7 @@ class Mae(Objective):
         depth: int = 4,
         num_heads: int = 3,
     ) -> None:
-        for name, value in (
-            ("patch_size", patch_size),
-            ("channels", channels),
-            ("depth", depth),
-            ("num_heads", num_heads),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        at_least(1, patch_size=patch_size, channels=channels, depth=depth, num_heads=num_heads)
         if image_size < 1 or image_size % patch_size:
             raise ValueError(f"image_size must be a multiple of patch_size {patch_size}, got {image_size}")
         if channels * patch_size**2 < 2:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedssl.checks import above, at_least, within
 from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
@@ -88,14 +89,9 @@ class MoCo(Objective):
         momentum_end: float = 0.999,
         teacher: Literal["reset", "keep", "ema_global"] = "keep",
     ) -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
-        for name, value in (("queue_size", queue_size), ("hidden", hidden), ("dim", dim), ("slices", slices)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        for key, momentum in (("momentum_start", momentum_start), ("momentum_end", momentum_end)):
-            if not 0 <= momentum <= 1:
-                raise ValueError(f"{key} must be between 0 and 1, got {momentum}")
+        above(0, temperature=temperature)
+        at_least(1, queue_size=queue_size, hidden=hidden, dim=dim, slices=slices)
+        within(0, 1, momentum_start=momentum_start, momentum_end=momentum_end)
         self.temperature = temperature
         self.queue_size = queue_size
         self.hidden = hidden

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedssl.checks import at_least
 from fedssl.objectives.objective import Role
 
 FULL = 2  # views, the first, that are predicted
@@ -18,8 +19,7 @@ def roles(num_local: int) -> tuple[Role, ...]:
     Raises:
         ValueError: There are fewer than none.
     """
-    if num_local < 0:
-        raise ValueError(f"num_local must be 0 or more, got {num_local}")
+    at_least(0, num_local=num_local)
     full: Role = "full"
     local: Role = "local"
     return (full,) * FULL + (local,) * num_local

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedssl.checks import at_least
 from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
@@ -48,9 +49,7 @@ class MvMr(Objective):
     min_batch = 2
 
     def __init__(self, hidden: int = 8192, dim: int = 8192, norm: HeadNorm = "batch") -> None:
-        for name, width in (("hidden", hidden), ("dim", dim)):
-            if width < 1:
-                raise ValueError(f"{name} must be at least 1, got {width}")
+        at_least(1, hidden=hidden, dim=dim)
         self.hidden = hidden
         self.dim = dim
         self.norm: HeadNorm = norm

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedssl.checks import above, at_least, one_of
 from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
@@ -79,18 +80,9 @@ class Nnclr(Objective):
         norm: HeadNorm = "batch",
         queue: Literal["keep", "reset"] = "keep",
     ) -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
-        for name, value in (
-            ("queue_size", queue_size),
-            ("hidden", hidden),
-            ("dim", dim),
-            ("predictor_hidden", predictor_hidden),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if queue not in ("keep", "reset"):
-            raise ValueError(f"queue must be one of keep, reset, got {queue}")
+        above(0, temperature=temperature)
+        at_least(1, queue_size=queue_size, hidden=hidden, dim=dim, predictor_hidden=predictor_hidden)
+        one_of(("keep", "reset"), queue=queue)
         self.temperature = temperature
         self.queue_size = queue_size
         self.hidden = hidden

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from fedssl.checks import above, at_least, within
 from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.answer import answer_step
@@ -67,16 +68,10 @@ class Orchestra(Objective):
         rotation_weight: float = 1.0,
         norm: HeadNorm = "batch",
     ) -> None:
-        sizes = {"num_centroids": num_centroids, "hidden": hidden, "dim": dim, "bank_size": bank_size}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must be between 0 and 1, got {momentum}")
-        if rotation_weight < 0:
-            raise ValueError(f"rotation_weight must be 0 or more, got {rotation_weight}")
+        at_least(1, num_centroids=num_centroids, hidden=hidden, dim=dim, bank_size=bank_size)
+        above(0, temperature=temperature)
+        within(0, 1, momentum=momentum)
+        at_least(0, rotation_weight=rotation_weight)
         self.num_centroids = num_centroids
         self.hidden = hidden
         self.dim = dim

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedssl.checks import at_least
+
 _PASSES = 8  # of the largest client: rows of more are of the same examples under ever older networks
 
 
@@ -25,9 +27,7 @@ class Queue(nn.Module):
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
-        for name, value in (("size", size), ("dim", dim)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        at_least(1, size=size, dim=dim)
         self.register_buffer("embeddings", torch.zeros(size, dim))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 

@@ -6,6 +6,7 @@
 import torch
 from torch import Tensor, nn
 
+from fedssl.checks import above, at_least
 from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
@@ -35,11 +36,8 @@ class SimClr(Objective):
     min_batch = 2  # an example alone has nothing to be told from
 
     def __init__(self, temperature: float = 0.2, hidden: int = 2048, dim: int = 256, norm: HeadNorm = "none") -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
-        for name, value in (("hidden", hidden), ("dim", dim)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        above(0, temperature=temperature)
+        at_least(1, hidden=hidden, dim=dim)
         self.temperature = temperature
         self.hidden = hidden
         self.dim = dim

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedssl.checks import at_least
 from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
@@ -58,9 +59,7 @@ class SimSiam(Objective):
     views: tuple[Role, ...] = ("full", "full")
 
     def __init__(self, hidden: int = 2048, dim: int = 2048, bottleneck: int = 512, norm: HeadNorm = "batch") -> None:
-        for name, value in (("hidden", hidden), ("dim", dim), ("bottleneck", bottleneck)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        at_least(1, hidden=hidden, dim=dim, bottleneck=bottleneck)
         self.hidden = hidden
         self.dim = dim
         self.bottleneck = bottleneck

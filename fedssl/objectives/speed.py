@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedssl.checks import at_least, one_of
 from fedssl.models.encoder import Encoder
 from fedssl.objectives.answer import answer_step
 from fedssl.objectives.objective import Batch, Draw, Objective, Step
@@ -36,10 +37,8 @@ class Speed(Objective):
     num_uniforms = 2
 
     def __init__(self, mode: Literal["pace", "speed7"] = "pace", clip_frames: int = 8, dropout: float = 0.5) -> None:
-        if mode not in STRIDES:
-            raise ValueError(f"mode must be one of {', '.join(STRIDES)}, got {mode}")
-        if clip_frames < 2:
-            raise ValueError(f"clip_frames must be at least 2, got {clip_frames}")
+        one_of(STRIDES, mode=mode)
+        at_least(2, clip_frames=clip_frames)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         self.mode = mode
@@ -62,8 +61,7 @@ class Speed(Objective):
         Raises:
             ValueError: If the video is shorter than one clip.
         """
-        if num_frames < self.min_frames:
-            raise ValueError(f"num_frames must be at least {self.min_frames}, got {num_frames}")
+        at_least(self.min_frames, num_frames=num_frames)
         target = int(uniforms[0] * len(self.strides))
         stride = self.strides[target]
         span = 1 + (self.clip_frames - 1) * abs(stride)

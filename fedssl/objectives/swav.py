@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedssl.checks import above, at_least, one_of, within
 from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
@@ -64,19 +65,11 @@ class Swav(Objective):
         queue: Literal["keep", "reset"] = "keep",
         freeze_prototypes: float = 0.002,
     ) -> None:
-        least = {"hidden": 1, "dim": 1, "num_prototypes": 1, "iterations": 1, "queue_size": 0}
-        for name, value in zip(least, (hidden, dim, num_prototypes, iterations, queue_size), strict=True):
-            if value < least[name]:
-                raise ValueError(f"{name} must be at least {least[name]}, got {value}")
-        for name, number in (("temperature", temperature), ("epsilon", epsilon)):
-            if not number > 0:
-                raise ValueError(f"{name} must be above 0, got {number}")
-        shares = (("balance", balance), ("queue_start", queue_start), ("freeze_prototypes", freeze_prototypes))
-        for name, share in shares:
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {share}")
-        if queue not in ("keep", "reset"):
-            raise ValueError(f"queue must be one of keep, reset, got {queue}")
+        at_least(1, hidden=hidden, dim=dim, num_prototypes=num_prototypes, iterations=iterations)
+        at_least(0, queue_size=queue_size)
+        above(0, temperature=temperature, epsilon=epsilon)
+        within(0, 1, balance=balance, queue_start=queue_start, freeze_prototypes=freeze_prototypes)
+        one_of(("keep", "reset"), queue=queue)
         self.hidden = hidden
         self.dim = dim
         self.num_prototypes = num_prototypes

@@ -8,6 +8,8 @@ from typing import Literal, cast
 import torch
 from torch import nn
 
+from fedssl.checks import one_of, within
+
 TEACHER = "teacher"
 
 
@@ -31,11 +33,8 @@ class Following:
     on_round: Literal["reset", "keep", "ema_global"] = "keep"
 
     def __post_init__(self) -> None:
-        for name in ("start", "end"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
-        if self.on_round not in ("reset", "keep", "ema_global"):
-            raise ValueError(f"on_round must be one of reset, keep, ema_global, got {self.on_round}")
+        within(0, 1, start=self.start, end=self.end)
+        one_of(("reset", "keep", "ema_global"), on_round=self.on_round)
 
     def momentum(self, progress: float) -> float:
         """Return the momentum when `progress` of the run is done: from start to end along half a cosine."""

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedssl.checks import at_least
 from fedssl.models.encoder import Encoder
 from fedssl.objectives.answer import answer_step
 from fedssl.objectives.objective import Batch, Draw, Objective, Role, Step
@@ -64,14 +65,10 @@ class Vcop(Objective):
         hidden: int = 512,
         dropout: float = 0.5,
     ) -> None:
-        for name, value, least in (
-            ("num_clips", num_clips, 2),
-            ("clip_frames", clip_frames, 1),
-            ("gap_frames", gap_frames, 0),
-            ("hidden", hidden, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        at_least(2, num_clips=num_clips)
+        at_least(1, clip_frames=clip_frames, hidden=hidden)
+        if gap_frames < 0:
+            raise ValueError(f"gap_frames must be at least 0, got {gap_frames}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         self.num_clips = num_clips
@@ -104,8 +101,7 @@ class Vcop(Objective):
         Raises:
             ValueError: If the video is shorter than one clip.
         """
-        if num_frames < self.min_frames:
-            raise ValueError(f"num_frames must be at least {self.min_frames}, got {num_frames}")
+        at_least(self.min_frames, num_frames=num_frames)
         starts = self._starts(num_frames, uniforms[1])
         target = int(uniforms[0] * factorial(self.num_clips))
         order = np.array(next(islice(permutations(range(self.num_clips)), target, None)))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedssl.checks import at_least
 from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
@@ -80,9 +81,8 @@ class ViSimSiam(Objective):
     views: tuple[Role, ...] = ("full", "full")
 
     def __init__(self, hidden: int = 2048, dim: int = 2048, bottleneck: int = 512, norm: HeadNorm = "batch") -> None:
-        for name, value, least in (("hidden", hidden, 1), ("dim", dim, 2), ("bottleneck", bottleneck, 1)):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        at_least(1, hidden=hidden, bottleneck=bottleneck)
+        at_least(2, dim=dim)
         self.hidden = hidden
         self.dim = dim
         self.bottleneck = bottleneck

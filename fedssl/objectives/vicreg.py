@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedssl.checks import at_least, one_of
 from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
@@ -58,15 +59,11 @@ class Vicreg(Objective):
         variance_reduction: VarianceReduction = "mean",
         norm: HeadNorm = "batch",
     ) -> None:
-        for name, width in (("hidden", hidden), ("dim", dim)):
-            if width < 1:
-                raise ValueError(f"{name} must be at least 1, got {width}")
+        at_least(1, hidden=hidden, dim=dim)
+        at_least(0, invariance_weight=invariance_weight, variance_weight=variance_weight)
+        at_least(0, covariance_weight=covariance_weight)
+        one_of(("mean", "sum"), variance_reduction=variance_reduction)
         self.weights = (invariance_weight, variance_weight, covariance_weight)
-        for name, weight in zip(Terms._fields, self.weights, strict=True):
-            if weight < 0:
-                raise ValueError(f"{name}_weight must be 0 or more, got {weight}")
-        if variance_reduction not in ("mean", "sum"):
-            raise ValueError(f"variance_reduction must be one of mean, sum, got {variance_reduction}")
         self.hidden = hidden
         self.dim = dim
         self.variance_reduction = variance_reduction

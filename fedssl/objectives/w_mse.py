@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedssl.checks import at_least
 from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
@@ -50,9 +51,8 @@ class WMse(Objective):
         float64: bool = False,
         norm: HeadNorm = "batch",
     ) -> None:
-        for name, value, least in (("num_views", num_views, 2), ("hidden", hidden, 1), ("dim", dim, 1)):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        at_least(2, num_views=num_views)
+        at_least(1, hidden=hidden, dim=dim)
         if slice_size <= dim:
             raise ValueError(f"slice_size must be above dim, which is {dim}, got {slice_size}")
         if not 0 <= epsilon < 1:

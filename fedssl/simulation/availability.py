@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+from fedssl.checks import above, within
 from fedssl.seeding import generator
 
 
@@ -56,18 +57,11 @@ class VirtualDevices:
     online_share: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("dropout", "online_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
-        if self.online_share == 0:
-            raise ValueError(f"online_share must be above 0, got {self.online_share}")
+        within(0, 1, dropout=self.dropout, online_share=self.online_share)
+        above(0, online_share=self.online_share, deadline_seconds=self.deadline_seconds, day_seconds=self.day_seconds)
         for name in ("seconds_per_example", "latency_seconds", "speed_spread", "jitter"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("deadline_seconds", "day_seconds"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
 
     @property
     def idle_seconds(self) -> float:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedssl.checks import at_least, within
 from fedssl.objectives.objective import Role
 
 MAX_BYTE = 255.0
@@ -68,14 +69,10 @@ class ClipAugmentation:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "crop_scale", tuple(float(share) for share in self.crop_scale))
-        for name, size in (("height", self.height), ("width", self.width)):
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+        at_least(1, height=self.height, width=self.width)
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"crop_scale must be two ascending numbers in (0, 1], got {list(self.crop_scale)}")
-        for name, value in (("flip", self.flip), ("brightness", self.brightness), ("contrast", self.contrast)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {value}")
+        within(0, 1, flip=self.flip, brightness=self.brightness, contrast=self.contrast)
 
     def parameters(self, uniforms: NDArray[np.float64]) -> NDArray[np.float32]:
         """Return the parameters `[n, 6]` of clips from numbers `[n, 6]` in [0, 1)."""

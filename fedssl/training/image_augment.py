@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedssl.checks import at_least
 from fedssl.objectives.objective import Role
 from fedssl.training.augment import MAX_BYTE, resize
 from fedssl.training.image_view import ImageView, ViewParameters
@@ -23,7 +24,8 @@ class ImageAugmentation:
     """Views of images, or of clips whose frames all get the same, as objectives ask for them.
 
     Args:
-        size: Height and width of every view but the local ones, in pixels.
+        height: Height and width of every view but the local ones, in pixels.
+        width: The same: views are square.
         local_size: Height and width of local views, in pixels.
         full: What "full" views are drawn by.
         second: What every other one of them, from the second on, is drawn by instead; None: all are alike.
@@ -36,7 +38,8 @@ class ImageAugmentation:
         ValueError: If an argument is out of range.
     """
 
-    size: int
+    height: int
+    width: int
     local_size: int
     full: ImageView
     second: ImageView | None = None
@@ -46,9 +49,9 @@ class ImageAugmentation:
     num_uniforms: ClassVar[int] = ImageView.num_uniforms + BatchStyle.num_uniforms
 
     def __post_init__(self) -> None:
-        for name in ("size", "local_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least(1, height=self.height, local_size=self.local_size)
+        if self.width != self.height:
+            raise ValueError(f"width must be {self.height} as the height, since views are square, got {self.width}")
 
     def __call__(self, clips: Tensor, uniforms: NDArray[np.float64], role: Role, ordinal: int) -> Tensor:
         """Return one view of each clip, see `Augmentation`; a "clean" one is only resized.
@@ -59,10 +62,10 @@ class ImageAugmentation:
         if clips.shape[1] not in (1, 3):
             raise ValueError(f"clips must have 1 or 3 channels, got {clips.shape[1]}")
         if role == "clean":
-            return resize(clips, self.size, self.size)
+            return resize(clips, self.height, self.width)
         full = self.second if self.second is not None and ordinal % 2 else self.full
         view = {"full": full, "local": self.local, "light": self.light}[role]
-        size = self.local_size if role == "local" else self.size
+        size = self.local_size if role == "local" else self.height
         height, width = clips.shape[-2:]
         drawn = view.draw(uniforms[:, : ImageView.num_uniforms], height, width, size)
         views = render(clips, drawn, size, view)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedssl.checks import above, at_least
+
 
 class Lars(torch.optim.Optimizer):
     """Momentum, with the rate min(lr, trust * length of the tensor / length of its gradient).
@@ -34,11 +36,8 @@ class Lars(torch.optim.Optimizer):
         weight_decay: float = 1e-4,
         trust: float = 0.02,
     ) -> None:
-        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
-            if value < 0:
-                raise ValueError(f"{name} must be 0 or more, got {value}")
-        if not trust > 0:
-            raise ValueError(f"trust must be above 0, got {trust}")
+        at_least(0, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        above(0, trust=trust)
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
 
     @torch.no_grad()

@@ -81,8 +81,9 @@ def fit(
         FloatingPointError: The loss stopped being a finite number.
         ValueError: The client holds fewer examples than the objective's smallest batch.
     """
-    if len(examples.indices) < objective.min_batch:
-        raise ValueError(f"{len(examples.indices)} examples are fewer than the smallest batch, {objective.min_batch}")
+    if min(len(examples.indices), schedule.batch_size) < objective.min_batch:
+        what = f"{len(examples.indices)} examples in batches of {schedule.batch_size}"
+        raise ValueError(f"{what} are fewer than the objective's smallest batch, {objective.min_batch}")
     rule = rule or LocalRule()
     optimizer = make_optimizer(parameter for parameter in model.parameters() if parameter.requires_grad)
     for group in optimizer.param_groups:
