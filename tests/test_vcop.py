@@ -110,7 +110,7 @@ def test_orders_of_distinct_clips_can_be_learnt() -> None:
     [
         ("num_clips", 1, "num_clips must be at least 2, got 1"),
         ("clip_frames", 0, "clip_frames must be at least 1, got 0"),
-        ("gap_frames", -1, "gap_frames must be at least 0, got -1"),
+        ("gap_frames", -1, "gap_frames must be 0 or more, got -1"),
         ("hidden", 0, "hidden must be at least 1, got 0"),
         ("dropout", 1.0, r"dropout must be in \[0, 1\), got 1.0"),
     ],

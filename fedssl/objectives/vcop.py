@@ -67,8 +67,7 @@ class Vcop(Objective):
     ) -> None:
         at_least(2, num_clips=num_clips)
         at_least(1, clip_frames=clip_frames, hidden=hidden)
-        if gap_frames < 0:
-            raise ValueError(f"gap_frames must be at least 0, got {gap_frames}")
+        at_least(0, gap_frames=gap_frames)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         self.num_clips = num_clips
