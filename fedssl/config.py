@@ -199,7 +199,7 @@ def load_run(text: str, overrides: Sequence[str]) -> RunConfig:
             for name in {word.partition("=")[0] for word in options}:
                 tree[name] = OmegaConf.to_container(fresh[name])
             for word in (word for word in overrides if word not in options):
-                if word.partition("=")[0].split(".")[0] not in (*_VALUES, *_SECTIONS, *COMPONENTS):
+                if (first := re.split(r"[.=]", word)[0]) in tree and first not in (*_VALUES, *_SECTIONS, *COMPONENTS):
                     raise ConfigError(f"{word}: is a part of other values, which are written out; set those instead")
                 tree = _with_value(tree, word)
             return _typed(tree)

@@ -89,7 +89,7 @@ def _wrong_arrays(arrays: Arrays, expected: Arrays) -> str | None:
 def _wrong_extras(update: LocalUpdate, expected: Mapping[str, Arrays]) -> str | None:
     for group, arrays in expected.items():
         if group not in update.extras:
-            return f"{group} is missing, which this strategy needs; does the client procedure go with it?"
+            return f"{group} is missing: does the client procedure go with the strategy?"
         if (wrong := _wrong_arrays(update.extras[group], arrays)) is not None:
             return f"{group}: {wrong}"
     return None

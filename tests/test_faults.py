@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from federation import Heard, federate
+from federation import INITIAL, Client, Heard, federate
+from flwr.app import Message, MessageType
 from test_runs import TINY, result
 
 import clients.handlers
 from fedssl.config import Engine
 from fedssl.errors import RunError
-from fedssl.wire import LocalUpdate, TrainTask
+from fedssl.simulation.engine import open_grid
+from fedssl.simulation.ray_grid import RayGrid
+from fedssl.wire import LocalUpdate, TrainTask, write_task
 from simulate import main
 
 Work = Callable[[TrainTask, int], LocalUpdate]
@@ -72,6 +75,24 @@ def test_a_client_whose_worker_dies_too_often_fails_by_name(tmp_path: Path) -> N
     assert (failure.round, failure.partition) == (2, 1)
     assert failure.reason.startswith("its worker died 2 times, engine.max_retries=1: ")
     assert [len(record.clients) for record in heard.records] == [4, 3, 4]
+
+
+def test_a_result_from_before_the_loss_of_its_worker_counts_and_the_loss_is_that_of_the_next(tmp_path: Path) -> None:
+    with open_grid(Engine("ray", num_workers=1, max_retries=0), Client(Once(tmp_path, die)), 4) as grid:
+        assert isinstance(grid, RayGrid)
+        task = write_task(TrainTask(2, 2, 0, INITIAL))
+        nodes = [grid.node_of(partition) for partition in (0, 1, 2)]
+        grid.push_messages([Message(task, node, MessageType.TRAIN, group_id="2") for node in nodes])
+        (started,) = grid._starting
+        ray.get(started)
+        grid._news(started)
+        grid._fill()  # partition 0, and partition 1 behind it
+        jobs = list(grid._running)
+        ray.wait(jobs, num_returns=2, timeout=60)
+        first, second = grid._news(jobs[1])  # heard of the loss before the result
+        assert not first.has_error()
+        assert "its worker died 1 times" in second.error.reason
+        assert len(grid._queue) == 1
 
 
 def test_a_client_that_hangs_is_ended_and_the_others_are_not_harmed(tmp_path: Path) -> None:

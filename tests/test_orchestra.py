@@ -412,7 +412,7 @@ def test_malformed_centroids_are_refused_by_name() -> None:
         return str(caught.value)
 
     good = np.ones((2, 4), np.float32)
-    assert reason({}) == "centroids is missing"
+    assert reason({}) == "centroids is missing: does the client procedure go with the strategy?"
     assert reason({"centroids": {}}) == "centroids: local is missing"
     assert "local is float32(2, 3), not float32(2, 4)" in reason({"centroids": {"local": good[:, :3]}})
     assert "local is float32(1, 4), not float32(2, 4)" in reason({"centroids": {"local": good[:1]}})

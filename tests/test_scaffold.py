@@ -143,8 +143,8 @@ def test_buffers_have_no_variate_and_payloads_are_counted() -> None:
 
 CHANGE = {NAME: np.array([0.5, 1.0], np.float32)}
 SPOILT: list[tuple[dict[str, Arrays], str]] = [
-    ({}, "variate is missing"),
-    ({"variat": CHANGE}, "variate is missing"),
+    ({}, "variate is missing: does the client procedure go with the strategy?"),
+    ({"variat": CHANGE}, "variate is missing: does the client procedure go with the strategy?"),
     ({VARIATE: {}}, f"variate: {NAME} is missing"),
     ({VARIATE: {**CHANGE, "backbone.other": CHANGE[NAME]}}, "variate: backbone.other is unknown"),
     ({VARIATE: {NAME: CHANGE[NAME][:1]}}, f"variate: {NAME} is float32(1,), not float32(2,)"),

@@ -186,14 +186,21 @@ class RayGrid(SimulationGrid):
         if ref in self._starting:
             self._seat(ref)
             return []
-        seat = self._running[ref]
-        keeps = False
+        try:
+            return [self._finished(ref)]
+        except _LOST as error:
+            seat = self._running[ref]
+            replies = self._finished_before_the_loss(seat)
+            return replies + self._retry(self._vacate(seat).message, error)
+
+    def _finished(self, ref: Any) -> Message:  # noqa: ANN401
+        """Return the reply of a job that is done; a job whose worker was lost raises and stays as it is."""
+        seat, keeps = self._running[ref], False
+        reply: Message
         try:
             reply, keeps = ray.get(ref)
             if not reply.has_error():
                 reply.content = unpack(ray.get(seat.jobs[ref].parcel))
-        except _LOST as error:
-            return self._retry(self._vacate(seat).message, error)
         except ray.exceptions.RayTaskError as error:
             reply = failure(seat.jobs[ref].message, str(error))
         job = self._release(ref)
@@ -201,7 +208,17 @@ class RayGrid(SimulationGrid):
             self.memories.put(job.message.metadata.dst_node_id - 1, round_of(job.message), job.state)
         if self._probing and job.message.metadata.message_type == MessageType.TRAIN:
             self._share_gpus(seat)
-        return [reply]
+        return reply
+
+    def _finished_before_the_loss(self, seat: _Seat) -> list[Message]:
+        """Return the replies of a lost worker's jobs that were done: the first that is not was being worked on."""
+        replies = []
+        for ref in list(seat.jobs):
+            try:
+                replies.append(self._finished(ref))
+            except _LOST:
+                break
+        return replies
 
     def _release(self, ref: Any) -> _Job:  # noqa: ANN401
         seat = self._running.pop(ref)
