@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedssl.errors import ConfigError
 from fedssl.models import image, video, vit
@@ -117,7 +119,7 @@ def _model(run_dir: Path) -> tuple[str, dict[str, Any]]:
     try:
         spec = cast(Any, OmegaConf.to_container(OmegaConf.load(run_dir / CONFIG)))["model"]
         target = str(spec.pop("_target_"))
-    except Exception as error:
+    except (YAMLError, OmegaConfBaseException, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{run_dir / CONFIG}: is not the configuration of a run") from error
     name = target.rpartition(".")[2]
     if name not in _MAKERS or target != f"{_MAKERS[name][0].__module__}.{name}":
@@ -132,13 +134,14 @@ def _model(run_dir: Path) -> tuple[str, dict[str, Any]]:
 
 def _fill(encoder: Encoder, path: Path) -> None:
     """Load the file at `path` into `encoder`, every tensor of it."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.is_file():
         raise ConfigError(f"{path}: is missing, the run did not end")
     try:
         tensors = load_file(path)
-    except Exception as error:
+    except (OSError, SafetensorError) as error:
         raise ConfigError(f"{path}: cannot be read") from error
     if missing := sorted(set(encoder.state_dict()) - set(tensors)):
         raise ConfigError(f"{path}: {missing[0]} is missing; with batch_norm=local, clients keep it")

@@ -1,1 +1,1 @@
-"""Datasets, partitions and clip sampling."""
+"""Datasets, partitions, packed files and clip sampling."""

@@ -1,1 +1,1 @@
-"""What an encoder is worth: retrieval and nearest neighbours."""
+"""What an encoder is worth: retrieval, neighbours, probes, fine-tuning, and measures that need no labels."""

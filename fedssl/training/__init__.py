@@ -1,1 +1,1 @@
-"""The local loop, optimizers and schedules."""
+"""The local loop, augmentation, optimizers and schedules."""
