@@ -33,7 +33,7 @@ from fedssl.training.augment import Augmentation
 
 STREAM = loop.Stream(seed=0, partition=0, round=1)
 PRESETS = ("symmetric", "symmetric augmentation.full.blur=0.5", "asymmetric", "vicreg")
-READY, TORCHVISION = "views made beforehand", "symmetric, by torchvision"
+READY, TORCHVISION, STRONG = "views made beforehand", "symmetric, by torchvision", "strong views of semi"
 
 
 @dataclass
@@ -46,6 +46,18 @@ class PerImage:
     def __call__(self, clips: Tensor, uniforms: NDArray[np.float64], role: Role, ordinal: int) -> Tensor:
         """Return one view of each clip."""
         return torch.stack([self.transform(clip[:, 0]) for clip in clips]).unsqueeze(2)
+
+
+class Strong:
+    """The strong views of an augmentation, whatever is asked for."""
+
+    def __init__(self, augmentation: Augmentation) -> None:
+        self._augmentation = augmentation
+        self.num_uniforms = augmentation.num_uniforms
+
+    def __call__(self, clips: Tensor, uniforms: NDArray[np.float64], role: Role, ordinal: int) -> Tensor:
+        """Return one view of each clip."""
+        return self._augmentation(clips, uniforms, "strong", ordinal)
 
 
 def torchvision() -> PerImage:
@@ -98,6 +110,7 @@ def main() -> None:
     ways: dict[str, Augmentation] = {
         preset: build(load(f"augmentation={preset}"), "augmentation") for preset in PRESETS
     }
+    ways[STRONG] = Strong(build(load("augmentation=semi"), "augmentation"))
     ways[TORCHVISION] = torchvision()
     examples = {name: loop.Examples(dataset, np.arange(number), way) for name, way in ways.items()}
     ready, make_batch = made(examples["symmetric"], chosen["batch_size"]), loop.make_batch

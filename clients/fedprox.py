@@ -36,6 +36,8 @@ class FedProx(LocalTraining):
 
     def rule(self, model: nn.ModuleDict, objective: Objective, memory: Memory | None, task: TrainTask) -> LocalRule:
         """Return the penalty around the values that came."""
+        if self.mu == 0:
+            return LocalRule()
         return _Proximal(self.mu, exchanged(model, task))
 
 

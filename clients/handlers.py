@@ -11,8 +11,10 @@ from fedssl.evaluation.personal import PersonalEvaluation
 from fedssl.memory import Memory, recall, remember
 from fedssl.models import bundle
 from fedssl.models.encoder import Encoder
+from fedssl.objectives.objective import UNKNOWN
 from fedssl.training.loop import Examples
 from fedssl.wire import (
+    NUM_LABELLED,
     ClientCard,
     LocalUpdate,
     Scores,
@@ -40,8 +42,10 @@ def train(message: Message, context: Context, config: RunConfig) -> Message:
     if name := not_finite(trained):
         raise FloatingPointError(f"{name} is not finite after training")
     shared = {name: trained.pop(name) for name in task.arrays}
-    num_examples = len(workspace.indices(partition))
-    update = LocalUpdate(partition, task.round, shared, num_examples, outcome.metrics, outcome.sent)
+    labels = workspace.labels(partition)
+    num_examples = len(labels) if outcome.num_examples is None else outcome.num_examples
+    metrics = {**outcome.metrics, NUM_LABELLED: float((labels != UNKNOWN).sum())}
+    update = LocalUpdate(partition, task.round, shared, num_examples, metrics, outcome.sent)
     reply = Message(write_update(update), reply_to=message)
     remember(context, Memory(trained, outcome.kept))
     return reply
@@ -64,14 +68,18 @@ def query(message: Message, context: Context, config: RunConfig) -> Message:
     """Answer with this client's card."""
     workspace = open_workspace(config)
     partition = _partition(context, workspace)
-    card = ClientCard(partition, len(workspace.indices(partition)), str(workspace.device))
+    labels = workspace.labels(partition)
+    card = ClientCard(partition, len(labels), int((labels != UNKNOWN).sum()), str(workspace.device))
     return Message(write_card(card), reply_to=message)
 
 
 def _work(workspace: Workspace, task: TrainTask, memory: Memory | None, partition: int) -> Outcome:
     """Train the model shell in place."""
     procedure: LocalTraining = build(workspace.config, "client")
-    examples = Examples(workspace.splits.train, workspace.indices(partition), build(workspace.config, "augmentation"))
+    train, indices = workspace.splits.train, workspace.indices(partition)
+    truth = None if workspace.parts is None else train.labels[indices]
+    augmentation = build(workspace.config, "augmentation")
+    examples = Examples(train, indices, augmentation, workspace.labels(partition), truth)
     bundle.load(workspace.model, procedure.begin(workspace.initial, memory, task))
     return procedure.train(workspace.model, workspace.objective, examples, task, partition, memory)
 

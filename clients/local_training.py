@@ -23,11 +23,14 @@ class Outcome:
         metrics: The mean of every logged number.
         sent: Named groups of arrays that go to the server with the update.
         kept: Named groups of arrays that the client remembers.
+        num_examples: What the client says it trained on, where that is not all of its examples; with 0 it has nothing
+            to contribute and is left out of the mean.
     """
 
     metrics: Mapping[str, float]
     sent: Mapping[str, Arrays] = field(default_factory=dict)
     kept: Mapping[str, Arrays] = field(default_factory=dict)
+    num_examples: int | None = None
 
 
 @dataclass(frozen=True)

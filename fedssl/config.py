@@ -27,6 +27,7 @@ IMPORT_ROOTS = ("fedssl.", "strategies.", "clients.", "torch.optim.", "flwr.serv
 COMPONENTS = (
     "data",
     "partition",
+    "labels",
     "model",
     "objective",
     "augmentation",
@@ -127,6 +128,8 @@ class RunConfig:
         rounds: Rounds to run.
         cohort: Clients in a round; None takes all.
         quorum: Fewest updates a round needs to count; None asks for one from every client of the round.
+        labelled_rounds: First rounds in which only clients with labels are chosen.
+        init: File of an encoder of an earlier run that the backbone begins with; None draws it.
         run_dir: Directory of the run, or None for one under outputs/.
         resume: "auto" goes on from the last bundle of run_dir, or begins where there is none; None always begins.
         evaluate_every: Rounds between evaluations; the last round is always evaluated.
@@ -143,6 +146,8 @@ class RunConfig:
     rounds: int
     cohort: int | None
     quorum: int | None
+    labelled_rounds: int
+    init: str | None
     run_dir: str | None
     resume: Literal["auto"] | None
     evaluate_every: int
@@ -154,7 +159,18 @@ class RunConfig:
     text: str
 
 
-_VALUES = ("seed", "rounds", "cohort", "quorum", "run_dir", "resume", "evaluate_every", "batch_norm")
+_VALUES = (
+    "seed",
+    "rounds",
+    "cohort",
+    "quorum",
+    "labelled_rounds",
+    "init",
+    "run_dir",
+    "resume",
+    "evaluate_every",
+    "batch_norm",
+)
 _FREE = ("run_dir", "resume", "engine.", "checkpoint.", "tracking.")  # may change when a run goes on
 _BOUND = ("engine.threads_per_client", "engine.num_gpus_per_client")  # these change the bits all the same
 _SECTIONS = {"engine": Engine, "checkpoint": Checkpoint, "early_stop": EarlyStop}
@@ -294,7 +310,7 @@ def _check_ranges(config: RunConfig) -> None:
         if not _matches(value := getattr(config, name), hints[name]):
             raise ConfigError(f"{name}={value}: must be {_name(hints[name])}")
     try:
-        at_least(0, seed=config.seed)
+        at_least(0, seed=config.seed, labelled_rounds=config.labelled_rounds)
         at_least(1, rounds=config.rounds, cohort=config.cohort, quorum=config.quorum)
         at_least(1, evaluate_every=config.evaluate_every)
     except ValueError as error:

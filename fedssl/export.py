@@ -107,7 +107,7 @@ def export(run_dir: Path, out: Path | None = None) -> str:
     encoder = make(**settings)
     _fill(encoder, run_dir / ENCODER)
     body = {key: tensor.numpy() for key, tensor in encoder.body.state_dict().items()}
-    RunDirectory(out.parent).write_encoder(body, out.name)
+    RunDirectory(out.parent).write_tensors(body, out.name)
     load = f"network.load_state_dict(safetensors.torch.load_file({str(out)!r}))"
     return "\n".join(["import safetensors.torch, torch, torchvision", *lines(name, settings, load)])
 

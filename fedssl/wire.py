@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from fedssl.arrays import Arrays
 
 Setting = int | float | bool | str
+NUM_LABELLED = "num-labelled"
+"""The metric that says of how many of its examples a client knows the label."""
 _EXTRA = "extra."
 
 
@@ -84,10 +86,18 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class ClientCard:
-    """Who a client is: its partition, how many examples it holds, and the device it trains on."""
+    """Who a client is.
+
+    Attributes:
+        partition: The client.
+        num_examples: Examples that it trains on.
+        num_labelled: How many of them it knows the label of.
+        device: What it trains on.
+    """
 
     partition: int
     num_examples: int
+    num_labelled: int
     device: str
 
 
@@ -181,6 +191,13 @@ def write_task(task: TrainTask) -> RecordDict:
     return RecordDict(cast(Any, records))
 
 
+def with_extras(content: RecordDict, extras: Mapping[str, Arrays]) -> RecordDict:
+    """Return a task with more groups of arrays; what it shares with others stays the same records."""
+    return RecordDict(
+        {**dict(content.items()), **{_EXTRA + name: to_record(arrays) for name, arrays in extras.items()}}
+    )
+
+
 def read_task(content: RecordDict) -> TrainTask:
     """Decode a task."""
     config = dict(content.config_records["config"])
@@ -248,8 +265,8 @@ def read_scores(content: RecordDict) -> Scores:
 
 def write_card(card: ClientCard) -> RecordDict:
     """Encode a client's card."""
-    config = ConfigRecord({"partition": card.partition, "num-examples": card.num_examples, "device": card.device})
-    return RecordDict({"card": config})
+    counts = {"num-examples": card.num_examples, "num-labelled": card.num_labelled}
+    return RecordDict({"card": ConfigRecord({"partition": card.partition, **counts, "device": card.device})})
 
 
 def read_card(content: RecordDict) -> ClientCard:
@@ -258,6 +275,7 @@ def read_card(content: RecordDict) -> ClientCard:
     return ClientCard(
         partition=int(cast(int, config["partition"])),
         num_examples=int(cast(int, config["num-examples"])),
+        num_labelled=int(cast(int, config["num-labelled"])),
         device=str(config["device"]),
     )
 

@@ -1,9 +1,10 @@
 """Per-process caches that can be dropped at any time: the data, its partition and the model shell."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,11 +14,14 @@ from torch import nn
 from fedssl.arrays import Arrays, sha256
 from fedssl.config import COMPONENTS, MISSING, RunConfig, build, key_first
 from fedssl.data.dataset import Splits
+from fedssl.data.deficiency import Deficiency, Known
 from fedssl.data.partition import OnDevice, Partitioner, partition
 from fedssl.errors import ConfigError, DataError
+from fedssl.evaluation.images import ImageEvaluation
 from fedssl.evaluation.personal import PersonalEvaluation, client_score_names
 from fedssl.models import bundle
-from fedssl.objectives.objective import Objective
+from fedssl.models.encoder_file import read_encoder
+from fedssl.objectives.objective import CLASSIFIER, UNKNOWN, Objective, Population
 from fedssl.seeding import generator
 
 _OPEN: dict[str, "Workspace"] = {}
@@ -59,7 +63,46 @@ class Workspace:
         """Example indices of each client; None when every client brings its own examples."""
         if isinstance(self.partitioner, OnDevice):
             return None
-        return partition(self.splits.train, self.partitioner, self.config.seed)
+        server = self.known.server
+        return [np.setdiff1d(part, server, assume_unique=True) if len(server) else part for part in self._dealt]
+
+    @cached_property
+    def _dealt(self) -> list[NDArray[np.int64]]:
+        """What the partition gives each client, before the server takes its own."""
+        return partition(self.splits.train, cast(Partitioner, self.partitioner), self.config.seed)
+
+    @cached_property
+    def deficiency(self) -> Deficiency:
+        """What takes labels away."""
+        deficiency: Deficiency = build(self.config, "labels")
+        return deficiency
+
+    @cached_property
+    def known(self) -> Known:
+        """Which labels of the training examples are known to whom, where the server made the partition."""
+        return self._known(dict(enumerate(self._dealt)))
+
+    def _known(self, holdings: Mapping[int, NDArray[np.int64]]) -> Known:
+        train = self.splits.train
+        try:
+            return self.deficiency(train.labels, holdings, len(train.classes), self.config.seed)
+        except ValueError as error:
+            raise ConfigError(key_first(f"labels.{error}")) from error
+
+    def labels(self, client: int) -> NDArray[np.int64]:
+        """Return the classes of the examples in `indices`, `UNKNOWN` where the client knows none."""
+        own = self.indices(client)
+        return np.where(self._labelled(client)[own], self.splits.train.labels[own], UNKNOWN)
+
+    def _labelled(self, client: int) -> NDArray[np.bool_]:
+        known = self.known if self.parts is not None else self._known({client: np.arange(len(self.splits.train))})
+        return known.labelled
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the data; 0 on a server of devices that was not told."""
+        data = self.config.components["data"]
+        return len(data.get("classes") or ()) if MISSING in data.values() else len(self.splits.train.classes)
 
     @property
     def num_clients(self) -> int:
@@ -68,14 +111,17 @@ class Workspace:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of which examples every client holds; empty where the server has none."""
-        if self.parts is None:
-            return ""
-        return sha256({"labels": self.splits.train.labels, **{str(k): part for k, part in enumerate(self.parts)}})
+        """Hash of what a run depends on beside its settings: who holds and knows what, and the first backbone."""
+        known: dict[str, NDArray[Any]] = dict(self._loaded)
+        if self.parts is not None:
+            known |= {"labels": self.splits.train.labels, "labelled": self.known.labelled}
+            known |= {str(client): part for client, part in enumerate(self.parts)}
+        return sha256(known) if known else ""
 
     def indices(self, client: int) -> NDArray[np.int64]:
         """Return the examples that `client` trains on in this process."""
-        return self._divided(client)[0]
+        own = self._divided(client)[0]
+        return own[self._labelled(client)[own]] if self.objective.needs_labels else own
 
     def held_out(self, client: int) -> NDArray[np.int64]:
         """Return the examples of `client` that it never trains on; none unless clients evaluate."""
@@ -108,14 +154,28 @@ class Workspace:
                 lambda: build(self.config, "model"),
                 self.objective,
                 self.config.seed,
-                self.largest_client,
+                Population(self.largest_client, self.num_classes),
                 frozen_norms=frozen,
             )
         except ValueError as error:
             raise ConfigError(key_first(f"objective.{error}")) from error
+        try:
+            bundle.load(model, {f"{bundle.BACKBONE}.{name}": array for name, array in self._loaded.items()})
+        except ValueError as error:
+            raise ConfigError(f"init={self.config.init}: does not fit the model, {error}") from error
         self._initial.update(bundle.arrays(model, None))
         model.to(self.device)
         return model
+
+    @cached_property
+    def _loaded(self) -> Arrays:
+        """The backbone's tensors that a run begins with, where they are not drawn."""
+        if self.config.init is None:
+            return {}
+        try:
+            return read_encoder(Path(self.config.init))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"init={self.config.init}: {error}") from error
 
     @property
     def largest_client(self) -> int:
@@ -180,11 +240,27 @@ def prepare(config: RunConfig) -> Workspace:
         value = getattr(config, name)
         if value is not None and value > most:
             raise ConfigError(f"{name}={value}: must be at most the {most} {whole}")
+    _check_labels(workspace)
     if workspace.parts is not None and config.components["client_evaluation"]["_target_"] is not None:
         for client in range(num_clients):
             workspace.held_out(client)
     _check_norms(workspace)
     return workspace
+
+
+def _check_labels(workspace: Workspace) -> None:
+    """Raise ConfigError when the labels that are known, or the classes, are too few for what is asked."""
+    deficiency, config = workspace.deficiency, workspace.config
+    if workspace.parts is None:
+        if not deficiency.on_devices:
+            raise ConfigError("labels: must be all, partial_client or partial_data with partition=on_device")
+        return
+    known = workspace.known
+    num_known = int(known.labelled.sum())
+    if not num_known and (workspace.objective.needs_labels or config.labelled_rounds):
+        raise ConfigError("labels: no client knows a label, and the objective or labelled_rounds needs one")
+    if CLASSIFIER in workspace.model and not num_known + len(known.server):
+        raise ConfigError("labels: nobody knows a label, and the objective has a classifier")
 
 
 def _check_norms(workspace: Workspace) -> None:
@@ -200,6 +276,8 @@ def _check_scores(workspace: Workspace) -> None:
     """Raise ConfigError when a setting names a score that nobody reports."""
     config, names = workspace.config, []
     evaluation, personal = build(config, "evaluation"), build(config, "client_evaluation")
+    if isinstance(evaluation, ImageEvaluation) and evaluation.classifies and CLASSIFIER not in workspace.model:
+        raise ConfigError("evaluation.scores: accuracy and worst class need an objective with a classifier")
     if evaluation is not None:
         names += evaluation.score_names
         workspace.splits  # noqa: B018 - the server evaluates on them

@@ -6,17 +6,21 @@ import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedssl.arrays import Arrays, sha256
 from fedssl.config import RunConfig, build, load
+from fedssl.data.deficiency import AllLabels
 from fedssl.data.partition import counts
 from fedssl.errors import DataError, RunError
+from fedssl.evaluation.images import ImageEvaluation
 from fedssl.models import bundle
-from fedssl.report.html import write_report
+from fedssl.models.encoder import Encoder
+from fedssl.objectives.objective import CLASSIFIER, UNKNOWN
+from fedssl.report.html import Held, write_report
 from fedssl.report.progress import Progress
 from fedssl.report.records import RunResult
 from fedssl.report.rundir import CONFIG, ERROR, RunDirectory
@@ -27,6 +31,7 @@ from fedssl.workspace import Workspace, prepare
 from strategies.base import Federated, Plan
 from strategies.continuation import Saver, find_bundle
 from strategies.recorder import Evaluator, Recorder
+from strategies.server_training import teacher
 
 LOGGER = logging.getLogger("fedssl")
 
@@ -139,6 +144,10 @@ def _train(run: _Run, recorder: Recorder, grid: Grid) -> None:
         cohort=config.cohort,
         quorum=config.quorum,
         num_examples=None if workspace.parts is None else lambda partition: len(workspace.indices(partition)),
+        num_labelled=lambda partition: int((workspace.labels(partition) != UNKNOWN).sum()),
+        needs_labels=workspace.objective.needs_labels and not isinstance(workspace.deficiency, AllLabels),
+        labelled_rounds=config.labelled_rounds,
+        teach=teacher(workspace),
         clients_score=None if build(config, "client_evaluation") is None else run.evaluator.due,
         availability=build(config, "availability"),
         history=tuple(recorder.records),
@@ -168,7 +177,10 @@ def _scores(workspace: Workspace, arrays: Arrays) -> Mapping[str, float]:
     if evaluation is None:
         return {}
     bundle.load(workspace.model, {**workspace.initial, **arrays})
-    scores: Mapping[str, float] = evaluation(workspace.model["backbone"], workspace.splits, workspace.device)
+    what = (cast(Encoder, workspace.model[bundle.BACKBONE]), workspace.splits, workspace.device)
+    if isinstance(evaluation, ImageEvaluation) and CLASSIFIER in workspace.model:
+        return evaluation(*what, workspace.model[CLASSIFIER])
+    scores: Mapping[str, float] = evaluation(*what)
     return scores
 
 
@@ -194,13 +206,23 @@ def _result(run: _Run, recorder: Recorder, status: str) -> RunResult:
     )
 
 
+def _held(workspace: Workspace) -> Held | None:
+    """Return who holds what, as far as this server knows."""
+    if workspace.parts is None:
+        return None
+    train, known = workspace.splits.train, workspace.known
+    table = counts(train, workspace.parts)
+    if isinstance(workspace.deficiency, AllLabels):
+        return Held(table)
+    labelled = counts(train, [part[known.labelled[part]] for part in workspace.parts])
+    return Held(table, labelled, counts(train, [known.server])[0] if len(known.server) else None)
+
+
 def _finish(run: _Run, recorder: Recorder, result: RunResult) -> None:
     workspace, rundir = run.workspace, run.rundir
-    rundir.write_encoder(bundle.backbone(recorder.arrays))
-    parts = workspace.parts
-    table = None if parts is None else counts(workspace.splits.train, parts)
-    classes = () if parts is None else workspace.splits.train.classes
-    write_report(rundir, workspace.config.text, recorder.records, result, table, classes)
+    rundir.write_model(recorder.arrays)
+    classes = () if workspace.parts is None else workspace.splits.train.classes
+    write_report(rundir, workspace.config.text, recorder.records, result, _held(workspace), classes)
     rundir.write_result(result)
     if run.tracker is not None:
         run.tracker.finish(result)

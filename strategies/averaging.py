@@ -1,12 +1,13 @@
 """Weighted averaging, with a server optimizer where asked (McMahan et al. 2017; Reddi et al. 2021)."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 
 from fedssl.arrays import Arrays
+from fedssl.checks import one_of
 from fedssl.wire import LocalUpdate
 from strategies.aggregation import WeightedMean
 from strategies.base import Federated
@@ -21,14 +22,21 @@ class Averaging(Federated):
         share: Groups of tensors that are exchanged; None exchanges all.
         optimizer: Makes an optimizer from parameters; it steps along `current - mean`. None takes the mean itself.
             Buffers (running statistics, counters) always take the mean: they are no directions to step along.
+        weights: Whether a client counts by its examples, or all the same.
+
+    Raises:
+        ValueError: An argument is out of range.
     """
 
     def __init__(
         self,
         share: Collection[str] | None = None,
         optimizer: _MakeOptimizer | None = None,
+        weights: Literal["examples", "equal"] = "examples",
     ) -> None:
+        one_of(("examples", "equal"), weights=weights)
         super().__init__(share)
+        self.weights = weights
         self._make_optimizer = optimizer
         self._optimizer: torch.optim.Optimizer | None = None
         self._parameters: dict[str, torch.nn.Parameter] = {}
@@ -37,9 +45,13 @@ class Averaging(Federated):
         """Return the mean, or the server optimizer's step towards it."""
         mean = WeightedMean()
         for update in updates:
-            mean.add(update.arrays, update.num_examples)
+            mean.add(update.arrays, self.weight(update))
         merged = mean.result()
         return merged if self._make_optimizer is None else self._step(current, merged)
+
+    def weight(self, update: LocalUpdate) -> float:
+        """Return what an update counts in the mean."""
+        return 1.0 if self.weights == "equal" else float(update.num_examples)
 
     def state(self) -> Mapping[str, Any]:
         """Return the server optimizer's state."""

@@ -16,8 +16,9 @@ from fedssl.errors import RunError
 from fedssl.report.records import Failure, RoundRecord
 from fedssl.simulation.availability import Attendance, Availability, attend
 from fedssl.simulation.grid import SimulationGrid
-from fedssl.wire import LocalUpdate, TrainTask, write_task
+from fedssl.wire import LocalUpdate, TrainTask, with_extras, write_task
 from strategies.cohort import Roster, take_roster
+from strategies.conflict import Conflict
 from strategies.personal import client_scores
 from strategies.replies import last_line, read_sound, replies_in_order
 
@@ -57,6 +58,10 @@ class Plan:
         cohort: Clients in a round; None is everyone.
         quorum: Fewest updates a round needs; None asks for one from every client that is available.
         num_examples: Returns the examples of a partition where the server made the partition; None asks the clients.
+        num_labelled: Returns how many of these have a label; None asks the clients.
+        needs_labels: Whether clients without labels have nothing to train on, and are not chosen.
+        labelled_rounds: First rounds in which only clients with labels are chosen, whatever they train on.
+        teach: Trains the merged model on what the server itself holds, after each round; None where it holds nothing.
         clients_score: Says in which rounds every client scores the model, 0 being before the first; None: never.
         availability: Who can be chosen and who leaves, on a virtual clock; None: everyone answers.
         history: Rounds that are done already, by an earlier process of the same run.
@@ -69,6 +74,10 @@ class Plan:
     cohort: int | None
     quorum: int | None
     num_examples: Callable[[int], int] | None = None
+    num_labelled: Callable[[int], int] | None = None
+    needs_labels: bool = False
+    labelled_rounds: int = 0
+    teach: Callable[[Arrays, int], Arrays] | None = None
     clients_score: Callable[[int], bool] | None = None
     availability: Availability | None = None
     history: Sequence[RoundRecord] = ()
@@ -80,6 +89,7 @@ class _Tally:
     """What a round counts while its updates stream by."""
 
     bytes_down: int
+    conflict: Conflict
     bytes_up: int = 0
     clients: list[int] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
@@ -90,6 +100,10 @@ class _Tally:
         self.clients.append(update.partition)
         for name, value in update.metrics.items():
             self.metrics.setdefault(name, []).append(value)
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each number over the clients that reported it, and the angle between their updates."""
+        return {name: float(np.mean(values)) for name, values in self.metrics.items()} | self.conflict.metric()
 
 
 class Federated(ABC):
@@ -115,6 +129,10 @@ class Federated(ABC):
     def task(self, current: Arrays, round_number: int, plan: Plan) -> TrainTask:
         """Return what every client of the round is asked."""
         return TrainTask(round_number, plan.rounds, plan.seed, current)
+
+    def personal(self, partition: int) -> Mapping[str, Arrays]:
+        """Return named groups of arrays that one client of the round gets beside what all get."""
+        return {}
 
     def extras(self, current: Arrays) -> Mapping[str, Arrays]:
         """Return named groups of arrays that every update must bring beside the model; their values mean nothing."""
@@ -142,7 +160,8 @@ class Federated(ABC):
         self.buffers = buffers
         self.restore(plan.state, initial)
         if isinstance(grid, SimulationGrid) and plan.num_examples is not None:
-            roster = Roster(plan.num_clients, grid.node_of, plan.num_examples)
+            num_labelled = plan.num_labelled or (lambda _: 0)
+            roster = Roster(plan.num_clients, grid.node_of, plan.num_examples, num_labelled)
         else:
             roster = take_roster(grid, plan.num_clients, listener.waiting)
         current = dict(initial)
@@ -158,7 +177,7 @@ class Federated(ABC):
             record = RoundRecord(
                 round=round_number,
                 scores=client_scores(grid, roster, current, round_number) if asks(round_number) else {},
-                metrics={name: float(np.mean(values)) for name, values in tally.metrics.items()},
+                metrics=tally.means(),
                 epsilon=None,
                 bytes_up=tally.bytes_up,
                 bytes_down=tally.bytes_down,
@@ -183,25 +202,33 @@ class Federated(ABC):
     ) -> tuple[dict[str, Any], _Tally]:
         cohort = attendance.present
         task = self.task(current, round_number, plan)
-        content = write_task(task)
+        content, own = write_task(task), {partition: self.personal(partition) for partition in cohort}
         messages = [
-            Message(content, roster.node_of(partition), MessageType.TRAIN, group_id=str(round_number))
+            Message(
+                with_extras(content, own[partition]) if own[partition] else content,
+                roster.node_of(partition),
+                MessageType.TRAIN,
+                group_id=str(round_number),
+            )
             for partition in cohort
         ]
-        tally = _Tally(_num_bytes(task) * len(cohort))
+        down = _num_bytes(task) * len(cohort)
+        down += sum(num_bytes(extra) for extras in own.values() for extra in extras.values())
+        tally = _Tally(down, Conflict(current, roster, cohort, self.buffers))
 
         def updates() -> Iterator[LocalUpdate]:
             for done, (partition, reply) in enumerate(zip(cohort, replies_in_order(grid, messages), strict=True), 1):
                 update = self._receive(reply, partition, current, round_number, tally, listener)
                 listener.client_done(round_number, done, len(cohort))
                 if update is not None and update.num_examples > 0:
+                    tally.conflict.add(update)
                     yield update
             _require_quorum(tally, plan.quorum, attendance, round_number)
 
         stream = updates()
         first = next(stream, None)
         merged = dict(current) if first is None else self.merge(current, chain([first], stream), round_number)
-        return merged, tally
+        return dict(plan.teach(merged, round_number)) if plan.teach else merged, tally
 
     def _receive(
         self, reply: Message, partition: int, current: Arrays, round_number: int, tally: _Tally, listener: Listener
@@ -229,11 +256,19 @@ def _num_bytes(message: TrainTask | LocalUpdate) -> int:
 
 def _attendance(roster: Roster, plan: Plan, round_number: int, now: float) -> Attendance:
     """Return the cohort of a round, and who of it answers."""
-    model = plan.availability
+    model, labelled = plan.availability, round_number <= plan.labelled_rounds
+
+    def asked(partition: int) -> bool:
+        return roster.takes_part(partition, labelled=labelled)
+
     if model is None:
-        return Attendance(tuple(roster.sample(plan.seed, round_number, plan.cohort, None)), {}, 0.0)
+        chosen = asked if labelled or plan.needs_labels else None
+        return Attendance(tuple(roster.sample(plan.seed, round_number, plan.cohort, chosen)), {}, 0.0)
     cohort = roster.sample(
-        plan.seed, round_number, plan.cohort, lambda partition: model.online(plan.seed, partition, now)
+        plan.seed,
+        round_number,
+        plan.cohort,
+        lambda partition: model.online(plan.seed, partition, now) and asked(partition),
     )
     sizes = [roster.num_examples(partition) for partition in cohort]
     return attend(model, plan.seed, round_number, cohort, sizes)

@@ -22,12 +22,18 @@ class Roster:
     Attributes:
         num_clients: Clients, with partitions 0 to num_clients - 1.
         node_of: Returns the node that serves a partition.
-        num_examples: Returns the examples that a partition holds.
+        num_examples: Returns the examples that a partition trains on.
+        num_labelled: Returns how many of them it knows the label of.
     """
 
     num_clients: int
     node_of: Callable[[int], int]
     num_examples: Callable[[int], int]
+    num_labelled: Callable[[int], int]
+
+    def takes_part(self, partition: int, *, labelled: bool) -> bool:
+        """Return whether a client has what a round needs: an example, and where it is asked for a label."""
+        return (self.num_labelled if labelled else self.num_examples)(partition) > 0
 
     def sample(self, seed: int, round_number: int, size: int | None, online: Callable[[int], bool] | None) -> list[int]:
         """Draw `size` of the partitions that are online without replacement, those with most examples first.
@@ -73,7 +79,12 @@ def take_roster(grid: Grid, num_clients: int, waiting: Callable[[int, int], None
             raise RunError(f"round 0, partition {card.partition}: two nodes serve it; give each its own partition-id")
         cards[card.partition], homes[card.partition] = card, node
     _require_everyone(sorted(cards), num_clients)
-    return Roster(num_clients, homes.__getitem__, lambda partition: cards[partition].num_examples)
+    return Roster(
+        num_clients,
+        homes.__getitem__,
+        lambda partition: cards[partition].num_examples,
+        lambda partition: cards[partition].num_labelled,
+    )
 
 
 def _require_everyone(partitions: Sequence[int], num_clients: int) -> None:

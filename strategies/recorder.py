@@ -11,10 +11,9 @@ import torch
 from fedssl.arrays import Arrays
 from fedssl.checkpoint import Bundle
 from fedssl.config import RunConfig
-from fedssl.models.bundle import backbone
 from fedssl.report.progress import Progress
 from fedssl.report.records import Failure, RoundRecord
-from fedssl.report.rundir import BEST_ENCODER, RunDirectory
+from fedssl.report.rundir import RunDirectory
 from fedssl.report.tracker import Tracker
 from fedssl.report.watch import best_round, reason_to_stop
 from strategies.continuation import Saver
@@ -172,7 +171,7 @@ class Recorder:
         run, number = self._run, len(self.records)
         best = self.best.round if self.best else None
         if best == number:
-            run.rundir.write_encoder(backbone(self.arrays), BEST_ENCODER)
+            run.rundir.write_model(self.arrays, best=True)
         if run.saver.due(number, last, best):
             bundle = Bundle(
                 config=run.config.text,

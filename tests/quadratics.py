@@ -14,7 +14,7 @@ from fedssl.data.arrays import ArrayDataset
 from fedssl.memory import Memory
 from fedssl.models import bundle
 from fedssl.models.encoder import Encoder
-from fedssl.objectives.objective import Batch, Objective, Role, Step
+from fedssl.objectives.objective import Batch, Objective, Population, Role, Step
 from fedssl.privacy.contract import PrivacyContract
 from fedssl.training.loop import Examples, OptimizerFactory
 from fedssl.wire import LocalUpdate, TrainTask
@@ -49,7 +49,7 @@ class Loss(Objective):
 
     contract = PrivacyContract("per_example")
 
-    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
+    def build(self, encoder: Encoder, population: Population) -> dict[str, nn.Module]:
         return {}
 
     def step(self, model: nn.ModuleDict, batch: Batch) -> Step:

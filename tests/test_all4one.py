@@ -9,6 +9,7 @@ from fedssl.models.bundle import build_bundle
 from fedssl.models.image import small_resnet
 from fedssl.objectives.all4one import All4One, feature_loss, nearest_rows, sinusoids
 from fedssl.objectives.nnclr import nnclr_loss
+from fedssl.objectives.objective import Population
 from fedssl.objectives.queue import unit
 
 
@@ -21,7 +22,7 @@ def small(**settings: float | str) -> All4One:
 
 
 def bundle(objective: All4One) -> nn.ModuleDict:
-    return build_bundle(lambda: small_resnet(1, 2), objective, seed=0, num_examples=100).double()
+    return build_bundle(lambda: small_resnet(1, 2), objective, seed=0, population=Population(100)).double()
 
 
 def images(number: int, seed: int = 0) -> Tensor:

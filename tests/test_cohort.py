@@ -8,7 +8,7 @@ def roster(num_clients: int, asked: list[int]) -> Roster:
         asked.append(partition)
         return partition % 3 + 1
 
-    return Roster(num_clients, lambda partition: partition + 1, num_examples)
+    return Roster(num_clients, lambda partition: partition + 1, num_examples, lambda _: 0)
 
 
 def test_a_draw_is_a_function_of_seed_and_round_and_asks_only_about_its_cohort() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fedssl.models.bundle import arrays, build_bundle
 from fedssl.models.image import small_resnet
 from fedssl.objectives.diet import Diet, diet
+from fedssl.objectives.objective import Population
 
 
 def images(number: int = 3) -> Tensor:
@@ -15,7 +16,7 @@ def images(number: int = 3) -> Tensor:
 
 
 def model_of(objective: Diet, num_examples: int = 5) -> nn.ModuleDict:
-    return build_bundle(lambda: small_resnet(1, width=4, norm="group"), objective, 0, num_examples).double()
+    return build_bundle(lambda: small_resnet(1, width=4, norm="group"), objective, 0, Population(num_examples)).double()
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3, 0.8, 1.0])

@@ -13,7 +13,7 @@ from fedssl.models.image import small_resnet
 from fedssl.objectives.cvrl import Cvrl
 from fedssl.objectives.dino import Dino
 from fedssl.objectives.e2mc import E2mc, normal_map, sigmoid_map, spacing_entropy
-from fedssl.objectives.objective import Batch, Objective
+from fedssl.objectives.objective import Batch, Objective, Population
 from fedssl.objectives.swav import Swav
 from fedssl.objectives.vicreg import Vicreg, covariance_penalty
 
@@ -33,7 +33,7 @@ def images(number: int = 16) -> Batch:
 
 
 def bundle(objective: Objective) -> nn.ModuleDict:
-    model = build_bundle(lambda: small_resnet(width=2), objective, seed=0, num_examples=64)
+    model = build_bundle(lambda: small_resnet(width=2), objective, seed=0, population=Population(64))
     objective.begin_round(model, first=True)
     return model
 

@@ -12,7 +12,7 @@ from fedssl.models.bundle import build_bundle
 from fedssl.models.encoder import Encoder
 from fedssl.models.image import small_resnet
 from fedssl.objectives.essl import Essl
-from fedssl.objectives.objective import Batch, Draw, Objective, Role, Step
+from fedssl.objectives.objective import Batch, Draw, Objective, Population, Role, Step
 from fedssl.objectives.rotnet import rotations
 from fedssl.privacy.contract import PrivacyContract
 
@@ -33,8 +33,8 @@ class Host(Objective):
         start = int(uniforms[0] * num_frames)
         return Draw(np.array([[start], [0]]), target=7)
 
-    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
-        return {"head": nn.Linear(encoder.feature_dim, 3), "queue": nn.Linear(1, num_examples)}
+    def build(self, encoder: Encoder, population: Population) -> dict[str, nn.Module]:
+        return {"head": nn.Linear(encoder.feature_dim, 3), "queue": nn.Linear(1, population.num_examples)}
 
     def step(self, model: nn.ModuleDict, batch: Batch) -> Step:
         first, second = (model["head"](model["backbone"](view)) for view in batch.views)
@@ -54,7 +54,7 @@ def batch(number: int = 3, size: int = 8) -> Batch:
 
 
 def model_of(objective: Objective) -> nn.ModuleDict:
-    return build_bundle(lambda: small_resnet(1, width=4, norm="group"), objective, 0, 2).double()
+    return build_bundle(lambda: small_resnet(1, width=4, norm="group"), objective, 0, Population(2)).double()
 
 
 def gradients(objective: Objective, what: Batch) -> dict[str, Tensor | None]:

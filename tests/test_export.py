@@ -24,7 +24,7 @@ def write_run(path: Path, words: list[str], views: Tensor) -> Encoder:
     with torch.no_grad():
         encoder(views)
     rundir = RunDirectory.create(path, config.text)
-    rundir.write_encoder(bundle.backbone(bundle.arrays(model, None)))
+    rundir.write_model(bundle.arrays(model, None))
     rundir.close()
     return encoder.eval()
 

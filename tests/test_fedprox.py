@@ -68,7 +68,7 @@ def test_what_is_not_exchanged_and_what_is_not_trained_is_left_alone() -> None:
     with torch.no_grad():
         for group, value in (("backbone", 3.0), ("head", 100.0), ("fixed", 100.0)):
             model[group].point.fill_(value)
-    batch = Batch((), torch.zeros(0), torch.zeros(0), torch.zeros(0))
+    batch = Batch((), torch.zeros(0), torch.zeros(0), torch.zeros(0), torch.zeros(0))
     penalty = rule.penalty(model, batch)
     assert penalty.item() == 9.0  # the backbone alone: 2 / 2 * 3 ** 2
     penalty.backward()

@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from fedssl.config import build, load
 from fedssl.data.arrays import ArrayDataset
-from fedssl.objectives.objective import Draw, Objective, Role, Step
+from fedssl.objectives.objective import Draw, Objective, Population, Role, Step
 from fedssl.seeding import uniforms
 from fedssl.training.augment import resize
 from fedssl.training.image_augment import ImageAugmentation
@@ -28,7 +28,7 @@ def clips(count: int = 6, channels: int = 3, frames: int = 1, height: int = 16, 
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
 
 
-def drawn(count: int, view: int = 0, columns: int = 16) -> np.ndarray:
+def drawn(count: int, view: int = 0, columns: int = 21) -> np.ndarray:
     return uniforms(5, "augment", view, rows=np.arange(count), columns=columns)
 
 
@@ -126,7 +126,7 @@ def test_a_cut_copies_whole_pixels() -> None:
 
 def test_an_image_goes_on_as_its_mirror_image() -> None:
     view = ImageView(crop_scale=None, shift=0.25, flip=0, jitter=0, grey=0)
-    numbers = np.zeros((1, 16))  # four pixels to the left of the image, and above it
+    numbers = np.zeros((1, 21))  # four pixels to the left of the image, and above it
     result = augmentation(view)(clips(1), numbers, "full", 0)[0, 0, 0]
     image = clips(1)[0, 0, 0] / 255
     torch.testing.assert_close(result[4:, 4:], image[:12, :12], atol=1e-5, rtol=0)
@@ -186,7 +186,7 @@ def test_the_contrast_of_a_clip_is_about_the_mean_of_all_its_frames() -> None:
     torch.testing.assert_close(recolour(inputs, np.tile([1.0, 0, 1, 0], (2, 1))), means)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [*PRESETS, "semi"])
 def test_pixels_stay_in_range(preset: str) -> None:
     view = build(load([f"augmentation={preset}"]), "augmentation")
     for ordinal in range(2):
@@ -236,7 +236,7 @@ def test_solarisation_inverts_bright_pixels() -> None:
 
 def test_only_those_images_are_blurred_or_solarised_that_drew_it() -> None:
     view = replace(PLAIN, blur=0.5, blur_sigma=(1.0, 1.0), solarise=0.5)
-    numbers = np.full((4, 16), 0.9)
+    numbers = np.full((4, 21), 0.9)
     numbers[1::2, 11], numbers[2:, 13] = 0.1, 0.1  # the second and fourth blur, the third and fourth solarise
     plain = clips(4) / 255
     expected = torch.stack((plain[0], blur(plain, np.ones(4))[1], solarise(plain[2], 0.5), plain[3]))
@@ -274,12 +274,13 @@ def test_full_views_take_turns_and_other_roles_have_their_own() -> None:
         torch.testing.assert_close(both(clips(), drawn(6), "full", ordinal), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(both(clips(), drawn(6), "light", 0), plain, atol=1e-5, rtol=0)
     torch.testing.assert_close(both(clips(), drawn(6), "local", 1), resize(clips(), 8, 8), atol=1e-5, rtol=0)
+    assert both(clips(), drawn(6), "strong", 0).shape == (6, 3, 1, 16, 16)
 
 
 class _Roles(Objective):
     views: tuple[Role, ...] = ("full", "local", "full", "clean")
 
-    def build(self, encoder: nn.Module, num_examples: int) -> dict[str, nn.Module]:
+    def build(self, encoder: nn.Module, population: Population) -> dict[str, nn.Module]:
         return {}
 
     def step(self, model: nn.ModuleDict, batch: object) -> Step:

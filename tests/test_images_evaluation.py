@@ -10,6 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.numpy import save
+from torch import nn
 
 from fedssl.arrays import sha256
 from fedssl.config import CONF, build, load, load_run
@@ -74,6 +75,20 @@ def encoder() -> Encoder:
 
 
 SPLITS = Splits(images(45), images(31, seed=1))
+with torch_stream(0, "classifier"):
+    CLASSIFIER = nn.Linear(16, 3)
+
+
+def test_the_accuracy_of_a_models_own_classifier_is_that_of_its_answers() -> None:
+    evaluation = replace(EVALUATION, scores=["accuracy", "worst class"])
+    always = nn.Linear(16, 3)
+    with torch.no_grad():
+        always.weight.zero_()
+        always.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
+    # 10 of the 31 images are of class 1
+    assert evaluation(encoder(), SPLITS, CPU, always) == {"accuracy": pytest.approx(10 / 31), "worst class": 0.0}
+    with pytest.raises(ValueError, match="no classifier of its own"):
+        evaluation(encoder(), SPLITS, CPU)
 
 
 def test_every_score_is_named_and_finite_and_leaves_the_encoder_as_it_was() -> None:
@@ -85,20 +100,20 @@ def test_every_score_is_named_and_finite_and_leaves_the_encoder_as_it_was() -> N
         return sha256(tensors), [module.training for module in network.modules()]
 
     before, stream = everything(), torch.get_rng_state()
-    scores = EVALUATION(network, SPLITS, CPU)
+    scores = EVALUATION(network, SPLITS, CPU, CLASSIFIER)
     assert tuple(scores) == EVALUATION.score_names
     assert {"kNN", "fine-tune 10%", "fine-tune 10% std", "risk-total", "linear (pixels)"} <= set(scores)
     assert np.isfinite(list(scores.values())).all()
     assert everything() == before
     assert torch.get_rng_state().equal(stream)
-    assert EVALUATION(network, SPLITS, CPU) == scores
+    assert EVALUATION(network, SPLITS, CPU, CLASSIFIER) == scores
 
 
 def test_the_size_of_a_batch_changes_no_score_and_drops_no_image() -> None:
     scores = [name for name in EVERY if not name.startswith("fine-tune")]
-    whole = replace(EVALUATION, scores=scores)(encoder(), SPLITS, CPU)
+    whole = replace(EVALUATION, scores=scores)(encoder(), SPLITS, CPU, CLASSIFIER)
     for batch_size in (1, 7):
-        parts = replace(EVALUATION, scores=scores, batch_size=batch_size)(encoder(), SPLITS, CPU)
+        parts = replace(EVALUATION, scores=scores, batch_size=batch_size)(encoder(), SPLITS, CPU, CLASSIFIER)
         assert parts == pytest.approx(whole, abs=1e-4)
 
 

@@ -10,7 +10,7 @@ from fedssl.models.encoder import Encoder
 from fedssl.models.image import small_resnet
 from fedssl.models.vit import take, vit_tiny
 from fedssl.objectives.mae import Mae, hidden_error, patchify, standardised
-from fedssl.objectives.objective import Batch
+from fedssl.objectives.objective import Batch, Population
 
 Make = Callable[[], Encoder]
 ENCODERS: list[Make] = [
@@ -165,7 +165,7 @@ def test_one_example_without_contrast_has_finite_gradients(make: Make, value: fl
 def test_trying_a_convolutional_encoder_changes_nothing_of_it(make: Make) -> None:
     encoder = make()
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    mae().build(encoder, 0)
+    mae().build(encoder, Population(0))
     assert encoder.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
 

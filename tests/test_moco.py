@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fedssl.models.bundle import build_bundle
 from fedssl.models.image import small_resnet
 from fedssl.objectives.moco import MoCo, moco_loss, sliced
+from fedssl.objectives.objective import Population
 from fedssl.objectives.queue import Queue, capacity, unit
 
 TEMPERATURE = 0.2
@@ -18,7 +19,7 @@ def draws(*shape: int, seed: int = 0) -> Tensor:
 
 
 def bundle(objective: MoCo, num_examples: int = 100) -> nn.ModuleDict:
-    return build_bundle(lambda: small_resnet(1, 2), objective, seed=0, num_examples=num_examples).double()
+    return build_bundle(lambda: small_resnet(1, 2), objective, seed=0, population=Population(num_examples)).double()
 
 
 def images(number: int, seed: int = 0) -> Tensor:

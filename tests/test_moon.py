@@ -17,7 +17,7 @@ from clients.local_training import LocalTraining
 from clients.moon import PREVIOUS, Moon, model_contrast
 from fedssl.memory import Memory
 from fedssl.models import bundle
-from fedssl.objectives.objective import Batch, Objective, Step
+from fedssl.objectives.objective import Batch, Objective, Population, Step
 from fedssl.privacy.contract import PrivacyContract
 from simulate import main
 
@@ -27,7 +27,7 @@ class Mean(Objective):
 
     contract = PrivacyContract("per_example")
 
-    def build(self, encoder: nn.Module, num_examples: int) -> dict[str, nn.Module]:
+    def build(self, encoder: nn.Module, population: Population) -> dict[str, nn.Module]:
         return {}
 
     def step(self, model: nn.ModuleDict, batch: Batch) -> Step:

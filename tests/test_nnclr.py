@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fedssl.models.bundle import build_bundle
 from fedssl.models.image import small_resnet
 from fedssl.objectives.nnclr import Nnclr, nearest, nnclr_loss
+from fedssl.objectives.objective import Population
 from fedssl.objectives.queue import unit
 
 TEMPERATURE = 0.2
@@ -18,7 +19,7 @@ def draws(*shape: int, seed: int = 0) -> Tensor:
 
 
 def bundle(objective: Nnclr) -> nn.ModuleDict:
-    return build_bundle(lambda: small_resnet(1, 2), objective, seed=0, num_examples=100).double()
+    return build_bundle(lambda: small_resnet(1, 2), objective, seed=0, population=Population(100)).double()
 
 
 def images(number: int, seed: int = 0) -> Tensor:

@@ -9,8 +9,8 @@ from safetensors.numpy import load_file
 
 from fedssl.errors import ConfigError
 from fedssl.report.closing import closing_table
-from fedssl.report.html import write_report
-from fedssl.report.plots import loss_curve, partition_plot, score_curves
+from fedssl.report.html import Held, write_report
+from fedssl.report.plots import angle_curves, loss_curve, partition_plot, pseudo_label_curves, score_curves
 from fedssl.report.progress import Progress, round_line
 from fedssl.report.records import Failure, RoundRecord, RunResult
 from fedssl.report.rundir import RunDirectory
@@ -56,7 +56,7 @@ def test_every_file_comes_back_as_written_and_no_partial_file_stays(tmp_path: Pa
     run.append_round(record(1))
     run.append_round(record(2, failed=True))
     run.write_result(result())
-    run.write_encoder({"weight": np.arange(6, dtype=np.float32).reshape(2, 3).T})
+    run.write_model({"backbone.weight": np.arange(6, dtype=np.float32).reshape(2, 3).T, "head.bias": np.zeros(1)})
     assert sorted(contents(run.path)) == ["config.yaml", "encoder.safetensors", "result.json", "rounds.jsonl"]
     assert (run.path / "config.yaml").read_text() == "seed: 1\n"
     lines = (run.path / "rounds.jsonl").read_text().splitlines()
@@ -138,10 +138,107 @@ def test_plots_are_the_same_for_the_same_numbers_and_empty_without_any() -> None
         partition_plot(counts, ["a"])
 
 
+def words(svg: str) -> list[str]:
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+
+def hatched(svg: str) -> int:
+    return svg.count("fill: url(#h")
+
+
+def test_a_partition_whose_labels_are_all_known_is_drawn_as_one_without_labels() -> None:
+    for shape in ((4, 3), (41, 3), (3, 21)):
+        counts = np.arange(np.prod(shape)).reshape(shape)
+        names = [f"class {index}" for index in range(shape[1])]
+        assert partition_plot(counts, names) == partition_plot(counts, names, counts.copy(), None)
+
+
+def test_unlabelled_examples_are_hatched_and_the_legend_says_so() -> None:
+    counts = np.array([[3, 0], [1, 2]])
+    svg = partition_plot(counts, ["cat", "dog"], np.array([[3, 0], [0, 1]]))
+    # one cat and one dog of client 1, and the patch in the legend
+    assert hatched(svg) == 3
+    assert words(svg)[-3:] == ["cat", "dog", "unlabelled"]
+    assert hatched(partition_plot(counts, ["cat", "dog"])) == 0
+    assert "unlabelled" not in words(partition_plot(counts, ["cat", "dog"]))
+
+
+def test_many_clients_get_a_second_panel_of_labelled_examples() -> None:
+    counts = np.full((41, 2), 5)
+    for labelled in (np.ones_like(counts), np.zeros_like(counts)):
+        svg = partition_plot(counts, ["cat", "dog"], labelled)
+        assert svg.count("<image") == 4
+        assert {"examples", "labelled examples"} < set(words(svg))
+
+
+@pytest.mark.parametrize("clients", [3, 60])
+def test_the_server_has_a_row_of_its_own(clients: int) -> None:
+    counts = np.full((clients, 2), 5)
+    for labelled in (None, 0 * counts):
+        svg = partition_plot(counts, ["cat", "dog"], labelled, np.array([4, 3]))
+        assert words(svg).count("server") == (2 if clients == 60 and labelled is not None else 1)
+    assert "server" not in words(partition_plot(counts, ["cat", "dog"]))
+
+
+def test_more_labels_than_examples_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^labelled must be \[2, 1\] and at most counts"):
+        partition_plot(np.array([[1], [2]]), ["a"], np.array([[1], [3]]))
+    with pytest.raises(ValueError, match=r"^labelled must be \[2, 1\] and at most counts, got \[1, 1\]"):
+        partition_plot(np.array([[1], [2]]), ["a"], np.array([[1]]))
+
+
+def measured(number: int, metrics: dict[str, float]) -> RoundRecord:
+    return RoundRecord(number, {}, metrics, None, 0, 0, 0.0, (), ())
+
+
+def curves(svg: str) -> list[tuple[str, str, int]]:
+    """Return colour, width and number of points of every solid curve, without the lines of the grid."""
+    paths = re.findall(r'd="([^"]*)" clip-path="[^"]*" style="fill: none; stroke: (#\w+); stroke-width: ([\d.]+)', svg)
+    return [(colour, width, 1 + points.count("L")) for points, colour, width in paths if colour != "#e5e7eb"]
+
+
+def test_pseudo_labels_have_a_panel_of_coverage_and_one_of_accuracy() -> None:
+    coverage, accuracy = "pseudo-label coverage", "pseudo-label accuracy"
+    records = [measured(number, {coverage: 0.5, f"{coverage}.0": 0.1 * number}) for number in range(1, 6)]
+    records[1] = measured(2, {**records[1].metrics, accuracy: 0.9, f"{accuracy}.1": 0.8})
+    records[3] = measured(4, {**records[3].metrics, accuracy: 0.9, f"{accuracy}.1": 0.7})
+    svg = pseudo_label_curves(records, ["_cat", "dog", "eel"])
+    assert svg == pseudo_label_curves(records, ["_cat", "dog", "eel"])
+    # the cat and all in five rounds; the dog and all in two
+    blue, orange, black = "#1f77b4", "#ff7f0e", "#111827"
+    assert curves(svg) == [(blue, "0.9", 5), (black, "2.4", 5), (orange, "0.9", 2), (black, "2.4", 2)]
+    assert words(svg)[-3:] == ["_cat", "all classes", "dog"]
+    assert {coverage, accuracy} < set(words(svg))
+
+
+def test_pseudo_labels_of_more_classes_than_have_colours_are_not_named() -> None:
+    metrics = {"pseudo-label coverage": 0.5, **{f"pseudo-label coverage.{index}": 0.5 for index in range(21)}}
+    svg = pseudo_label_curves([measured(1, metrics), measured(2, metrics)], [f"c{index}" for index in range(21)])
+    assert len(curves(svg)) == 22
+    assert words(svg)[-2:] == ["one class", "all classes"]
+    assert "pseudo-label accuracy" not in words(svg)
+
+
+def test_angles_share_a_panel_with_a_line_at_a_right_angle() -> None:
+    records = [measured(1, {"gradient angle": 80.0}), measured(2, {"update angle": 95.0}), measured(3, {})]
+    records += [measured(4, {"gradient angle": 85.0, "update angle": 90.0}), measured(5, {"update angle": 91.0})]
+    svg = angle_curves(records)
+    assert [points for _, _, points in curves(svg)] == [2, 3]
+    assert svg.count("stroke-dasharray") == 1
+    assert words(svg)[-2:] == ["gradient angle", "update angle"]
+
+
+def test_nothing_is_drawn_of_metrics_that_no_round_has() -> None:
+    assert angle_curves([]) == pseudo_label_curves([], ["a"]) == ""
+    assert angle_curves([record(1)]) == pseudo_label_curves([record(1)], ["a"]) == ""
+
+
 def test_the_report_has_every_part_and_needs_no_network(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path, "seed: 7\n")
     counts = np.arange(60).reshape(6, 10)
-    write_report(run, "seed: 7\n", [record(1), record(2, True)], result(), counts, [f"class {i}" for i in range(10)])
+    write_report(
+        run, "seed: 7\n", [record(1), record(2, True)], result(), Held(counts), [f"class {i}" for i in range(10)]
+    )
     page = (tmp_path / "report.html").read_text()
     words = ["R@1", "0.460", "0.710", "+0.250", "probe_accuracy", "+0.100", "seed: 7", "guarantee: none", "torch"]
     assert not [word for word in words if word not in page]

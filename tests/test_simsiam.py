@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from fedssl.models.bundle import build_bundle
 from fedssl.models.image import small_resnet
+from fedssl.objectives.objective import Population
 from fedssl.objectives.simsiam import SimSiam, negative_cosine, simsiam_loss
 
 
@@ -94,7 +95,7 @@ def test_a_collapse_that_the_loss_hides_is_in_the_metrics() -> None:
 
 
 def test_a_projector_ends_in_a_normalisation_without_scale() -> None:
-    last = SimSiam(hidden=8, dim=6, bottleneck=3).build(small_resnet(1, 2), 0)["projector"][-1]
+    last = SimSiam(hidden=8, dim=6, bottleneck=3).build(small_resnet(1, 2), Population(0))["projector"][-1]
     assert isinstance(last, nn.BatchNorm1d)
     assert not last.affine
 

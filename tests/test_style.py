@@ -112,7 +112,7 @@ def test_views_draw_references_of_their_own_and_light_ones_none() -> None:
         torch.testing.assert_close(result[place], same[place], atol=1e-5, rtol=0)
         assert ((result - same).abs().amax(dim=(1, 2, 3, 4)) > 0.01).sum() == 5
     assert torch.equal(styled(pixels, numbers, "light", 0), without(pixels, numbers, "light", 0))
-    assert styled.num_uniforms == 16
+    assert styled.num_uniforms == 21
 
 
 @pytest.mark.parametrize("ratio", [[0.5], [-0.1, 0.5], [0.6, 0.5], [0.5, 1.1]])

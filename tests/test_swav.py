@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fedssl.models.bundle import arrays, build_bundle, load
 from fedssl.models.image import small_resnet
 from fedssl.objectives.multi_crop import crop_features, cross_view
-from fedssl.objectives.objective import Batch
+from fedssl.objectives.objective import Batch, Population
 from fedssl.objectives.sinkhorn import sinkhorn
 from fedssl.objectives.swav import Swav
 
@@ -25,7 +25,7 @@ def images(num_local: int = 0, seed: int = 0, number: int = 8) -> Batch:
 
 
 def bundle(objective: Swav) -> nn.ModuleDict:
-    model = build_bundle(lambda: small_resnet(width=2), objective, seed=0, num_examples=64)
+    model = build_bundle(lambda: small_resnet(width=2), objective, seed=0, population=Population(64))
     objective.begin_round(model, first=True)
     return model
 

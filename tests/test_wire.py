@@ -58,7 +58,7 @@ def test_a_task_and_an_update_come_back_as_they_were_sent() -> None:
 
 
 def test_a_card_comes_back_as_it_was_sent() -> None:
-    card = ClientCard(1, 20, "cpu")
+    card = ClientCard(1, 20, 5, "cpu")
     assert read_card(write_card(card)) == card
 
 

@@ -58,21 +58,26 @@ class FileDataset:
 
 
 @dataclass(frozen=True, slots=True)
-class HoldOut:
-    """Which files of a folder are the test part.
+class Layout:
+    """Which files of a folder are the test part, and what its classes are.
 
     Attributes:
         test_owners: The owners to hold out; needs `group`.
         test_fraction: Without `test_owners`, the part that is held out: of the owners if there is a `group`, else of
             each class.
         group: The column of `metadata.csv` that names the owner of each file.
+        classes: Names of the classes in the order of their numbers, which devices must have in common where labels are
+            learned; None numbers those of the folder.
     """
 
     test_owners: Sequence[str]
     test_fraction: float
     group: str | None
+    classes: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes must be different names, got {', '.join(map(str, self.classes))}")
         check_fraction(self.test_fraction)
         if self.test_owners and self.group is None:
             names = ", ".join(map(str, self.test_owners))
@@ -88,9 +93,19 @@ class HoldOut:
         _, labels = np.unique([file.label for file in files], return_inverse=True)
         return by_label(labels.astype(np.int64), self.test_fraction, rng)
 
+    def numbered(self, root: Path, files: Sequence[ListedFile]) -> tuple[str, ...]:
+        """Return the names of the classes; DataError where a file is of another class."""
+        found = sorted({file.label for file in files})
+        if self.classes is None:
+            return tuple(found)
+        names = tuple(str(name) for name in self.classes)
+        if strange := [label for label in found if label not in names]:
+            raise DataError(f"{root}: has the class {strange[0]}, which is not among data.classes: {', '.join(names)}")
+        return names
+
 
 def open_folder(
-    root: Path, kind: Kind, decode: Decoder, hold_out: HoldOut, skip_unreadable: bool, rng: np.random.Generator
+    root: Path, kind: Kind, decode: Decoder, layout: Layout, skip_unreadable: bool, rng: np.random.Generator
 ) -> Splits:
     """Return the files of a folder, split into training and test.
 
@@ -98,7 +113,7 @@ def open_folder(
         root: The folder: `root/<class>/<file>`, or what `root/metadata.csv` lists.
         kind: The files that are looked for.
         decode: Reads a file.
-        hold_out: Which of them are the test part.
+        layout: Which of them are the test part, and what the classes are.
         skip_unreadable: Decode every file now, and leave out those that fail with a warning.
         rng: Chooses what is held out.
 
@@ -106,14 +121,14 @@ def open_folder(
         DataError: The folder is missing, has no such files, or lists a file that is not there.
         ValueError: A setting does not fit the folder.
     """
-    files = list_files(root, kind, hold_out.group)
+    files = list_files(root, kind, layout.group)
     clips: dict[str, NDArray[np.uint8]] = {}
     if skip_unreadable:
         clips = _readable(root, kind, files, decode)
         files = [file for file in files if file.name in clips]
     else:
         check_present(root, files)
-    classes = tuple(sorted({file.label for file in files}))
+    classes = layout.numbered(root, files)
 
     def build(part: NDArray[np.int64]) -> FileDataset:
         chosen = [files[i] for i in part]
@@ -122,7 +137,7 @@ def open_folder(
         paths, owners = tuple(root / file.name for file in chosen), tuple(file.owner for file in chosen)
         return FileDataset(paths, labels, classes, owners, decode, kept)
 
-    train, test = hold_out.split(files, rng)
+    train, test = layout.split(files, rng)
     return Splits(build(train), build(test))
 
 

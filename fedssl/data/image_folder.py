@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fedssl.checks import at_least
 from fedssl.data.dataset import Splits
-from fedssl.data.file_dataset import HoldOut, open_folder
+from fedssl.data.file_dataset import Layout, open_folder
 from fedssl.data.image_files import IMAGES, decode
 from fedssl.data.split import check_channels
 from fedssl.seeding import generator
@@ -23,6 +23,7 @@ def image_folder(  # noqa: PLR0913 - the settings of one configuration file, all
     width: int = 64,
     channels: int = 3,
     group: str | None = None,
+    classes: Sequence[str] | None = None,
     skip_unreadable: bool = False,
     seed: int = 0,
 ) -> Splits:
@@ -37,6 +38,7 @@ def image_folder(  # noqa: PLR0913 - the settings of one configuration file, all
         width: Width that images are resized to, in pixels.
         channels: 3 for RGB, 1 for grey.
         group: The column of `metadata.csv` that names the owner of each image.
+        classes: Names of the classes in the order of their numbers, the same on every device; None numbers those found.
         skip_unreadable: Decode every file now, and leave out those that fail with a warning.
         seed: Seed of the split.
 
@@ -49,9 +51,9 @@ def image_folder(  # noqa: PLR0913 - the settings of one configuration file, all
     """
     at_least(1, height=height, width=width)
     check_channels(channels)
-    hold_out = HoldOut(test_owners, test_fraction, group)
+    layout = Layout(test_owners, test_fraction, group, classes)
     read = partial(_read, channels=channels, size=(height, width))
-    return open_folder(Path(root), IMAGES, read, hold_out, skip_unreadable, generator(seed, "image_folder", "split"))
+    return open_folder(Path(root), IMAGES, read, layout, skip_unreadable, generator(seed, "image_folder", "split"))
 
 
 def _read(path: Path, channels: int, size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedssl.checks import at_least
 from fedssl.data.dataset import Splits
-from fedssl.data.file_dataset import HoldOut, open_folder
+from fedssl.data.file_dataset import Layout, open_folder
 from fedssl.data.split import check_channels
 from fedssl.data.video import VIDEOS, decode
 from fedssl.seeding import generator
@@ -20,6 +20,7 @@ def video_folder(  # noqa: PLR0913 - the settings of one configuration file, all
     width: int = 64,
     channels: int = 3,
     group: str | None = None,
+    classes: Sequence[str] | None = None,
     skip_unreadable: bool = False,
     seed: int = 0,
     max_frames: int = 0,
@@ -35,6 +36,7 @@ def video_folder(  # noqa: PLR0913 - the settings of one configuration file, all
         width: Width that frames are resized to, in pixels.
         channels: 3 for RGB, 1 for grey.
         group: The column of `metadata.csv` that names the owner of each video.
+        classes: Names of the classes in the order of their numbers, the same on every device; None numbers those found.
         skip_unreadable: Decode every file now, and leave out those that fail with a warning.
         seed: Seed of the split.
         max_frames: Frames kept of each video; 0 for all.
@@ -49,6 +51,6 @@ def video_folder(  # noqa: PLR0913 - the settings of one configuration file, all
     at_least(1, height=height, width=width)
     at_least(0, max_frames=max_frames)
     check_channels(channels)
-    hold_out = HoldOut(test_owners, test_fraction, group)
+    layout = Layout(test_owners, test_fraction, group, classes)
     read = partial(decode, height=height, width=width, channels=channels, max_frames=max_frames)
-    return open_folder(Path(root), VIDEOS, read, hold_out, skip_unreadable, generator(seed, "video_folder", "split"))
+    return open_folder(Path(root), VIDEOS, read, layout, skip_unreadable, generator(seed, "video_folder", "split"))

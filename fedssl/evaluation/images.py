@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from fedssl.checks import above, at_least, within
 from fedssl.data.dataset import Splits
@@ -11,7 +12,7 @@ from fedssl.evaluation.fine_tune import FineTune
 from fedssl.evaluation.image_set import Views
 from fedssl.evaluation.linear_probe import LinearProbe
 from fedssl.evaluation.low_density import LowDensity
-from fedssl.evaluation.measurement import FINE_TUNE, PIXELS, SCORES, Measurement
+from fedssl.evaluation.measurement import FINE_TUNE, OWN, PIXELS, SCORES, Measurement
 from fedssl.evaluation.raw_pixels import RawPixels
 from fedssl.evaluation.subsets import is_amount
 from fedssl.models.encoder import Encoder
@@ -29,7 +30,8 @@ class ImageEvaluation:
         width: Width the encoder sees, in pixels.
         scores: What is measured, of "kNN", "kNN-200", "linear", "calibration", "fine-tune N%", "fine-tune N per class",
             "low-density", "RankMe", "alignment", "uniformity", "class cosines", "feature std", "risk", and, for raw
-            pixels in place of features, "kNN (pixels)", "kNN-200 (pixels)", "linear (pixels)".
+            pixels in place of features, "kNN (pixels)", "kNN-200 (pixels)", "linear (pixels)"; of a model that brings
+            its own classifier "accuracy" and "worst class", the least accuracy of a class.
         max_train: Most training images that features are taken of; None takes all. Fine-tuning chooses among all.
         max_test: Most test images; None takes all.
         batch_size: Images that the encoder takes at once.
@@ -97,19 +99,27 @@ class ImageEvaluation:
             return (score, f"{score} std") if self.fine_tune.repeats > 1 else (score,)
         return SCORES[score]
 
-    def __call__(self, encoder: Encoder, splits: Splits, device: torch.device) -> dict[str, float]:
+    @property
+    def classifies(self) -> bool:
+        """Whether a score needs the model's own classifier."""
+        return any(score in OWN for score in self.scores)
+
+    def __call__(
+        self, encoder: Encoder, splits: Splits, device: torch.device, classifier: nn.Module | None = None
+    ) -> dict[str, float]:
         """Return the scores by the names of `score_names`.
 
         Args:
             encoder: Lies on `device`; neither its tensors nor its modes are changed.
             splits: Training images are the bank, test images are asked about.
             device: Where images are encoded and classifiers are trained.
+            classifier: The model's own, if it has one.
 
         Raises:
             DataError: A split is empty, or its examples are not images.
             FloatingPointError: A feature or the loss of a classifier is not a finite number.
         """
-        learned = Measurement(self, encoder, splits, device)
+        learned = Measurement(self, encoder, splits, device, classifier)
         values: dict[str, float] = {}
         for score in self.scores:
             values |= self._pixels(splits, device) if score.endswith(PIXELS) else learned.measure(score)

@@ -25,11 +25,14 @@ if TYPE_CHECKING:
 
 FINE_TUNE = "fine-tune "
 PIXELS = " (pixels)"
+OWN = ("accuracy", "worst class")
+"""Scores of the classifier that a model brings with it."""
 SCORES: Mapping[str, tuple[str, ...]] = {
     **{
         name: (name,)
         for name in ("kNN", "kNN-200", "linear", "calibration", "RankMe", "alignment", "uniformity", "feature std")
     },
+    **{name: (name,) for name in OWN},
     **{name + PIXELS: (name + PIXELS,) for name in ("kNN", "kNN-200", "linear")},
     "class cosines": ("cosine within classes", "cosine between classes"),
     "low-density": ("few labels", "low-density"),
@@ -46,13 +49,22 @@ class Measurement:
         encoder: Lies on `device`.
         splits: Training images are the bank, test images are asked about.
         device: Where images are encoded and classifiers are trained.
+        classifier: The model's own, from features to classes; None where it has none.
     """
 
-    def __init__(self, settings: "ImageEvaluation", encoder: nn.Module, splits: Splits, device: torch.device) -> None:
+    def __init__(
+        self,
+        settings: "ImageEvaluation",
+        encoder: nn.Module,
+        splits: Splits,
+        device: torch.device,
+        classifier: nn.Module | None = None,
+    ) -> None:
         self.settings = settings
         self.encoder = encoder
         self.splits = splits
         self.device = device
+        self.classifier = classifier
         self.num_classes = len(splits.train.classes)
 
     def measure(self, score: str) -> dict[str, float]:
@@ -65,6 +77,10 @@ class Measurement:
             "linear": lambda: (self._probe.accuracy(*self._asked),),
             "calibration": lambda: (self._calibration(),),
             "low-density": self._low_density,
+            "accuracy": lambda: (float(self._right.mean()),),
+            "worst class": lambda: (
+                min(self._right[self._test.labels == c].mean() for c in np.unique(self._test.labels)),
+            ),
             "RankMe": lambda: (rankme(self._bank),),
             "alignment": lambda: (alignment(*self._views),),
             "uniformity": lambda: (float(np.mean([uniformity(view) for view in self._views])),),
@@ -93,6 +109,15 @@ class Measurement:
     @cached_property
     def _queries(self) -> NDArray[np.float32]:
         return image_features(self.encoder, self._test, self.settings.batch_size)
+
+    @cached_property
+    def _right(self) -> NDArray[np.bool_]:
+        """Whether the model's own classifier is right, for each test image."""
+        if self.classifier is None:
+            raise ValueError("the model has no classifier of its own")
+        with torch.no_grad():
+            answers = self.classifier(self._on_device(self._queries)).argmax(dim=1)
+        return np.asarray(answers.cpu().numpy() == self._test.labels)
 
     @cached_property
     def _views(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

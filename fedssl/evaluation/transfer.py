@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,11 +13,14 @@ from fedssl.config import RunConfig, build, load_run
 from fedssl.data.dataset import Splits
 from fedssl.errors import ConfigError, DataError
 from fedssl.evaluation.features import evaluating
+from fedssl.evaluation.images import ImageEvaluation
 from fedssl.models import bundle
 from fedssl.models.encoder import Encoder
-from fedssl.report.rundir import CONFIG, ENCODER
+from fedssl.models.encoder_file import read_encoder
+from fedssl.objectives.objective import CLASSIFIER
+from fedssl.report.rundir import CLASSIFIER_FILE, CONFIG, ENCODER
 from fedssl.seeding import torch_stream
-from fedssl.workspace import open_workspace
+from fedssl.workspace import Workspace, open_workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,9 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> Comparison:
         raise ConfigError("evaluation=none: has no scores, choose another")
     workspace = open_workspace(config)
     encoder = _untrained(config).to(workspace.device)
-    trained = _tensors(run_dir)
+    trained = _tensors(run_dir / ENCODER)
+    if isinstance(evaluation, ImageEvaluation) and evaluation.classifies:
+        return _with_classifier(run_dir, evaluation, workspace, trained)
     _check_fit(encoder, workspace.splits, workspace.device)
     untrained_scores = evaluation(encoder, workspace.splits, workspace.device)
     try:
@@ -55,6 +60,29 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> Comparison:
     except ValueError as error:
         raise ConfigError(f"{run_dir / ENCODER}: does not fit the model, {error}") from error
     return Comparison(untrained_scores, evaluation(encoder, workspace.splits, workspace.device))
+
+
+def _with_classifier(
+    run_dir: Path, evaluation: ImageEvaluation, workspace: Workspace, encoder: Mapping[str, NDArray[Any]]
+) -> Comparison:
+    """Evaluate the whole model that classifies, and not its encoder alone.
+
+    Raises:
+        ConfigError: The run has no classifier, or one of other classes than the data have.
+    """
+    path = run_dir / CLASSIFIER_FILE
+    if CLASSIFIER not in workspace.model or not path.is_file():
+        raise ConfigError(f"evaluation.scores={', '.join(evaluation.scores)}: {run_dir} has no classifier")
+    model = workspace.model
+    whole = (cast(Encoder, model[bundle.BACKBONE]), workspace.splits, workspace.device, model[CLASSIFIER])
+    bundle.load(model, workspace.initial)
+    untrained = evaluation(*whole)
+    try:
+        bundle.load(model[bundle.BACKBONE], encoder)
+        bundle.load(model[CLASSIFIER], _tensors(path))
+    except ValueError as error:
+        raise ConfigError(f"{path}: does not fit the model, {error}") from error
+    return Comparison(untrained, evaluation(*whole))
 
 
 def _configuration(run_dir: Path, overrides: Sequence[str]) -> RunConfig:
@@ -72,15 +100,11 @@ def _untrained(config: RunConfig) -> Encoder:
     return encoder
 
 
-def _tensors(run_dir: Path) -> dict[str, NDArray[Any]]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
+def _tensors(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        tensors: dict[str, NDArray[Any]] = load((run_dir / ENCODER).read_bytes())
-    except SafetensorError as error:
-        raise ConfigError(f"{run_dir / ENCODER}: cannot be read ({error})") from error
-    return tensors
+        return read_encoder(path)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _check_fit(encoder: Encoder, splits: Splits, device: torch.device) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from fedssl.arrays import Arrays
 from fedssl.models.encoder import Encoder
-from fedssl.objectives.objective import Objective
+from fedssl.objectives.objective import Objective, Population
 from fedssl.seeding import torch_stream
 
 BACKBONE = "backbone"
@@ -32,7 +32,7 @@ def build_bundle(
     make_encoder: Callable[[], Encoder],
     objective: Objective,
     seed: int,
-    num_examples: int = 0,
+    population: Population | None = None,
     *,
     frozen_norms: bool = False,
 ) -> nn.ModuleDict:
@@ -42,7 +42,7 @@ def build_bundle(
         make_encoder: Returns a freshly initialised encoder.
         objective: Owner of the other groups.
         seed: The run's seed; the same seed gives the same tensors, and the global generator is left as it was.
-        num_examples: Examples of the largest client, see `Objective.build`.
+        population: What sizes may depend on, see `Objective.build`; None where nothing is known.
         frozen_norms: Whether batch normalisation never changes its statistics, nor uses those of a batch.
 
     Returns:
@@ -53,7 +53,7 @@ def build_bundle(
     """
     with torch_stream(seed, "init"):
         encoder = make_encoder()
-        groups = objective.build(encoder, num_examples)
+        groups = objective.build(encoder, population or Population(0))
     if BACKBONE in groups:
         raise ValueError(f"objective must not build a group named {BACKBONE!r}")
     return (_FrozenNorms if frozen_norms else nn.ModuleDict)({BACKBONE: encoder, **groups})
@@ -104,9 +104,9 @@ def load(model: nn.Module, arrays: Arrays) -> None:
             _copy(array, state[name])
 
 
-def backbone(arrays: Arrays) -> Arrays:
-    """Return the backbone's tensors under the names that the encoder itself gives them."""
-    prefix = f"{BACKBONE}."
+def group(arrays: Arrays, name: str) -> Arrays:
+    """Return the tensors of a group under the names that the module itself gives them."""
+    prefix = f"{name}."
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 

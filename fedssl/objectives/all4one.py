@@ -15,7 +15,7 @@ from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
 from fedssl.objectives.nnclr import nnclr_loss
-from fedssl.objectives.objective import Batch, Objective, Role, Step
+from fedssl.objectives.objective import Batch, Objective, Population, Role, Step
 from fedssl.objectives.queue import Queue, capacity, unit
 from fedssl.objectives.teacher import Following, make_teacher
 from fedssl.privacy.contract import PrivacyContract
@@ -157,7 +157,7 @@ class All4One(Objective):
         self.transformer = (layers, heads, dropout)
         self.following = Following(momentum_start, momentum_end, teacher)
 
-    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
+    def build(self, encoder: Encoder, population: Population) -> dict[str, nn.Module]:
         """Return the projector, both predictors, the transformer, the teacher and the queue."""
         projector = mlp([encoder.feature_dim, self.hidden, self.hidden, self.dim], self.norm, last_norm=True)
         predictors = {
@@ -168,7 +168,7 @@ class All4One(Objective):
             "predictor": nn.ModuleDict(predictors),
             "transformer": Centroid(self.neighbours, self.dim, *self.transformer),
             "teacher": make_teacher(backbone=encoder, projector=projector),
-            "queue": Queue(capacity(self.queue_size, num_examples), self.dim),
+            "queue": Queue(capacity(self.queue_size, population.num_examples), self.dim),
         }
 
     def step(self, model: nn.ModuleDict, batch: Batch) -> Step:

@@ -10,7 +10,7 @@ from fedssl.checks import above, at_least
 from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
-from fedssl.objectives.objective import Batch, Objective, Role, Step
+from fedssl.objectives.objective import Batch, Objective, Population, Role, Step
 from fedssl.privacy.contract import PrivacyContract
 
 
@@ -49,7 +49,7 @@ class BarlowTwins(Objective):
         self.scale = scale
         self.norm = norm
 
-    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
+    def build(self, encoder: Encoder, population: Population) -> dict[str, nn.Module]:
         """Return the projector."""
         return {"projector": mlp([encoder.feature_dim, self.hidden, self.hidden, self.dim], self.norm)}
 

@@ -12,7 +12,7 @@ from fedssl.checks import at_least, within
 from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
-from fedssl.objectives.objective import Batch, Objective, Role, Step
+from fedssl.objectives.objective import Batch, Objective, Population, Role, Step
 from fedssl.objectives.simsiam import negative_cosine
 from fedssl.objectives.teacher import Following, make_teacher
 from fedssl.privacy.contract import PrivacyContract
@@ -70,7 +70,7 @@ class Byol(Objective):
         self.following = Following(momentum_start, momentum_end, teacher)
         self.min_batch = 2 if norm == "batch" else 1
 
-    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
+    def build(self, encoder: Encoder, population: Population) -> dict[str, nn.Module]:
         """Return the projector, the predictor and the teacher, which has no predictor."""
         projector = mlp([encoder.feature_dim, self.hidden, self.dim], self.norm)
         return {

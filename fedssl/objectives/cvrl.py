@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedssl.checks import above, at_least
 from fedssl.models.encoder import Encoder
 from fedssl.objectives.nt_xent import nt_xent
-from fedssl.objectives.objective import Batch, Draw, Objective, Role, Step
+from fedssl.objectives.objective import Batch, Draw, Objective, Population, Role, Step
 from fedssl.privacy.contract import PrivacyContract
 
 
@@ -66,7 +66,7 @@ class Cvrl(Objective):
         starts = np.array([start, start + offset] if uniforms[2] < 0.5 else [start + offset, start])
         return Draw(frames=starts[:, None] + np.arange(self.clip_frames), target=0)
 
-    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
+    def build(self, encoder: Encoder, population: Population) -> dict[str, nn.Module]:
         """Return the projector."""
         layers = nn.Linear(encoder.feature_dim, self.hidden), nn.ReLU(), nn.Linear(self.hidden, self.dim)
         return {"projector": nn.Sequential(*layers)}

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from fedssl.checks import at_least, within
 from fedssl.models.encoder import Encoder
-from fedssl.objectives.objective import Batch, Objective, Role, Step
+from fedssl.objectives.objective import Batch, Objective, Population, Role, Step
 from fedssl.privacy.contract import PrivacyContract
 
 
@@ -41,15 +41,16 @@ class Diet(Objective):
         self.smoothing = smoothing
         self.num_classes = num_classes
 
-    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
+    def build(self, encoder: Encoder, population: Population) -> dict[str, nn.Module]:
         """Return the linear head, a row for each example.
 
         Raises:
             ValueError: The largest client has more examples than there are to be rows.
         """
-        if self.num_classes is not None and self.num_classes < num_examples:
-            raise ValueError(f"num_classes must be at least the {num_examples} examples, got {self.num_classes}")
-        return {"head": nn.Linear(encoder.feature_dim, self.num_classes or max(1, num_examples), bias=False)}
+        if self.num_classes is not None and self.num_classes < population.num_examples:
+            least = population.num_examples
+            raise ValueError(f"num_classes must be at least the {least} examples, got {self.num_classes}")
+        return {"head": nn.Linear(encoder.feature_dim, self.num_classes or max(1, population.num_examples), bias=False)}
 
     def step(self, model: nn.ModuleDict, batch: Batch) -> Step:
         """Return the loss of one view, with "accuracy"."""

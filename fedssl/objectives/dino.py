@@ -15,7 +15,7 @@ from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
 from fedssl.objectives.multi_crop import FULL, Progress, crop_features, cross_view, roles
-from fedssl.objectives.objective import Batch, Objective, Step
+from fedssl.objectives.objective import Batch, Objective, Population, Step
 from fedssl.objectives.teacher import Following, make_teacher
 from fedssl.privacy.contract import PrivacyContract
 
@@ -127,7 +127,7 @@ class Dino(Objective):
         self.following = Following(momentum_start, momentum_end, teacher)
         self.views = roles(num_local)
 
-    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
+    def build(self, encoder: Encoder, population: Population) -> dict[str, nn.Module]:
         """Return the head, the teacher of backbone and head, the centre and the progress."""
         head = DinoHead(encoder.feature_dim, *self.widths, self.norm)
         teacher = make_teacher(backbone=encoder, head=head)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedssl.checks import at_least, one_of
 from fedssl.models.encoder import Encoder
-from fedssl.objectives.objective import Batch, Draw, Objective, Step
+from fedssl.objectives.objective import Batch, Draw, Objective, Population, Step
 from fedssl.objectives.vicreg import covariance_penalty
 from fedssl.privacy.contract import PrivacyContract
 
@@ -59,13 +59,13 @@ class E2mc(Objective):
         """Choose frames as the host does."""
         return self.host.draw(num_frames, uniforms)
 
-    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
+    def build(self, encoder: Encoder, population: Population) -> dict[str, nn.Module]:
         """Return the host's groups.
 
         Raises:
             ValueError: If there is no projector among them.
         """
-        groups = self.host.build(encoder, num_examples)
+        groups = self.host.build(encoder, population)
         if "projector" not in groups:
             raise ValueError(f"host must be an objective with a projector, got {type(self.host).__name__}")
         return groups

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fedssl.checks import at_least
 from fedssl.models.encoder import Encoder
 from fedssl.objectives.answer import answer_step
-from fedssl.objectives.objective import Batch, Draw, Objective, Step
+from fedssl.objectives.objective import Batch, Draw, Objective, Population, Step
 from fedssl.objectives.rotnet import NUM_ROTATIONS, rotations
 
 _HEAD = "rotation_head"
@@ -46,13 +46,13 @@ class Essl(Objective):
         draw = self.host.draw(num_frames, uniforms)
         return dataclasses.replace(draw, frames=np.concatenate((draw.frames, draw.frames[:1])))
 
-    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
+    def build(self, encoder: Encoder, population: Population) -> dict[str, nn.Module]:
         """Return the host's groups and the head that tells rotations.
 
         Raises:
             ValueError: The host has a group of that name, as another E-SSL has.
         """
-        groups = self.host.build(encoder, num_examples)
+        groups = self.host.build(encoder, population)
         if _HEAD in groups:
             raise ValueError(f"host must have no group {_HEAD}, got {type(self.host).__name__}")
         layers: list[nn.Module] = []

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from fedssl.checks import at_least, within
 from fedssl.models.encoder import Encoder
-from fedssl.objectives.objective import Batch, Objective, Role, Step
+from fedssl.objectives.objective import Batch, Objective, Population, Role, Step
 from fedssl.privacy.contract import PrivacyContract
 
 _BLOCKS = 96  # so many random blocks cover three quarters of an image, whatever the size of its patches
@@ -69,7 +69,7 @@ class Gmml(Objective):
         self.min_batch = 2 if replaced > 0 else 1
         self.num_uniforms = 2 + _NUMBERS * _BLOCKS + channels * image_size**2
 
-    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
+    def build(self, encoder: Encoder, population: Population) -> dict[str, nn.Module]:
         """Return the head that predicts pixels."""
         return {"head": PixelDecoder(encoder, self.channels, self.image_size, self.hidden)}
 

@@ -10,7 +10,7 @@ from fedssl.checks import at_least
 from fedssl.models.encoder import Encoder
 from fedssl.models.vit import VisionTransformerEncoder, sincos_positions, take
 from fedssl.objectives.gmml import PixelDecoder, check_size, enlarged
-from fedssl.objectives.objective import Batch, Objective, Role, Step
+from fedssl.objectives.objective import Batch, Objective, Population, Role, Step
 from fedssl.privacy.contract import PrivacyContract
 
 _EPSILON = 1e-6  # added to variances
@@ -70,7 +70,7 @@ class Mae(Objective):
         self.num_heads = num_heads
         self.num_uniforms = self.num_patches
 
-    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
+    def build(self, encoder: Encoder, population: Population) -> dict[str, nn.Module]:
         """Return the decoder, as group "head".
 
         Raises:

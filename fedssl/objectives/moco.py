@@ -15,7 +15,7 @@ from fedssl.checks import above, at_least, within
 from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
-from fedssl.objectives.objective import Batch, Objective, Role, Step
+from fedssl.objectives.objective import Batch, Objective, Population, Role, Step
 from fedssl.objectives.queue import Queue, capacity, unit
 from fedssl.objectives.teacher import Following, make_teacher
 from fedssl.privacy.contract import PrivacyContract
@@ -100,10 +100,10 @@ class MoCo(Objective):
         self.slices = slices
         self.following = Following(momentum_start, momentum_end, teacher)
 
-    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
+    def build(self, encoder: Encoder, population: Population) -> dict[str, nn.Module]:
         """Return the projector, the teacher and a queue for each view."""
         projector = mlp([encoder.feature_dim, self.hidden, self.dim], self.norm)
-        size = capacity(self.queue_size, num_examples)
+        size = capacity(self.queue_size, population.num_examples)
         return {
             "projector": projector,
             "teacher": make_teacher(backbone=encoder, projector=projector),

@@ -13,7 +13,7 @@ from fedssl.checks import above, at_least, one_of
 from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
-from fedssl.objectives.objective import Batch, Objective, Role, Step
+from fedssl.objectives.objective import Batch, Objective, Population, Role, Step
 from fedssl.objectives.queue import Queue, capacity, unit
 from fedssl.privacy.contract import PrivacyContract
 
@@ -91,13 +91,13 @@ class Nnclr(Objective):
         self.norm = norm
         self.queue = queue
 
-    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
+    def build(self, encoder: Encoder, population: Population) -> dict[str, nn.Module]:
         """Return the projector, the predictor and the queue."""
         widths = [encoder.feature_dim, self.hidden, self.hidden, self.dim]
         return {
             "projector": mlp(widths, self.norm, last_norm=True),
             "predictor": mlp([self.dim, self.predictor_hidden, self.dim], self.norm),
-            "queue": Queue(capacity(self.queue_size, num_examples), self.dim),
+            "queue": Queue(capacity(self.queue_size, population.num_examples), self.dim),
         }
 
     def step(self, model: nn.ModuleDict, batch: Batch) -> Step:

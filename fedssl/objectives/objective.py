@@ -12,7 +12,24 @@ from torch import Tensor, nn
 from fedssl.models.encoder import Encoder
 from fedssl.privacy.contract import PrivacyContract
 
-Role = Literal["full", "local", "light", "clean"]
+Role = Literal["full", "local", "light", "strong", "clean"]
+UNKNOWN = -1
+"""The label of an example whose class the client does not know."""
+CLASSIFIER = "classifier"
+"""The group of the linear map from the backbone's feature to classes, where an objective has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Population:
+    """What the size of an objective's modules may depend on.
+
+    Attributes:
+        num_examples: Examples of the largest client; 0 on a server that has no data.
+        num_classes: Classes of the data; 0 where nobody could say.
+    """
+
+    num_examples: int
+    num_classes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +55,58 @@ class Batch:
         places: `[batch]` int64, places among the client's own examples, the same in every round.
         uniforms: `[batch, num_uniforms]` float64 in [0, 1), the objective's own; an example's do not depend on the
             others of its batch.
+        labels: `[batch]` int64, the class of each example, `UNKNOWN` where the client does not know it.
     """
 
     views: tuple[Tensor, ...]
     targets: Tensor
     places: Tensor
     uniforms: Tensor
+    labels: Tensor
+
+    @property
+    def labelled(self) -> Tensor:
+        """Whether each label is known, `[batch]` bool."""
+        return self.labels != UNKNOWN
+
+    def where(self, chosen: Tensor) -> "Batch":
+        """Return the examples of the mask `chosen`, `[batch]` bool."""
+        views = tuple(view[chosen] for view in self.views)
+        rest = (self.targets, self.places, self.uniforms, self.labels)
+        return Batch(views, *(tensor[chosen] for tensor in rest))
+
+
+@dataclass(frozen=True, slots=True)
+class PseudoLabels:
+    """What an objective takes unlabelled examples of a batch for.
+
+    Attributes:
+        places: `[n]` int64, places among the client's own examples.
+        labels: `[n]` int64 classes.
+        accepted: `[n]` bool, whether the objective learns from the label.
+    """
+
+    places: Tensor
+    labels: Tensor
+    accepted: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The loss to differentiate, and numbers to log."""
+    """The loss to differentiate, and what to log.
+
+    Attributes:
+        loss: A number with its graph.
+        metrics: Named numbers.
+        pseudo_labels: What unlabelled examples were taken for; whoever knows the truth compares.
+        terms: The supervised and the unsupervised part of the loss, with their graphs, where there are both: the
+            angle between their gradients is measured once a round.
+    """
 
     loss: Tensor
     metrics: Mapping[str, float]
+    pseudo_labels: PseudoLabels | None = None
+    terms: tuple[Tensor, Tensor] | None = None
 
 
 class Objective(ABC):
@@ -60,10 +115,15 @@ class Objective(ABC):
     Attributes:
         contract: What one example's gradient depends on, and what must not leave a client.
         views: The role of each view, which the augmentation turns into pixels: "full" is the objective's usual view
-            (its first and second may differ), "local" a small crop, "light" crop and flip alone, "clean" the example.
+            (its first and second may differ), "local" a small crop, "light" crop and flip alone, "strong" what a
+            classifier's answer should not depend on, "clean" the example.
         min_batch: Smallest legal batch.
         min_frames: Fewest frames an example may have.
         num_uniforms: Random numbers that the objective takes for each example: `draw` and `Batch.uniforms`.
+        needs_labels: Whether it learns from labelled examples alone: a client leaves the others out, and one without
+            labels takes no part.
+        unlabelled_ratio: Unlabelled examples for each labelled one in the batches of a client that has both; None
+            draws batches from all of its examples alike.
     """
 
     contract: PrivacyContract
@@ -71,6 +131,8 @@ class Objective(ABC):
     min_batch: int = 1
     min_frames: int = 1
     num_uniforms: int = 0
+    needs_labels: bool = False
+    unlabelled_ratio: int | None = None
 
     def draw(self, num_frames: int, uniforms: NDArray[np.float64]) -> Draw:
         """Choose frames of an example that has `num_frames`; unless a pretext says otherwise, each view shows all.
@@ -82,12 +144,12 @@ class Objective(ABC):
         return Draw(np.tile(np.arange(num_frames), (len(self.views), 1)), 0)
 
     @abstractmethod
-    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
-        """Return the modules beside the backbone, by group name ("projector", "predictor", "head", "teacher", ...).
+    def build(self, encoder: Encoder, population: Population) -> dict[str, nn.Module]:
+        """Return the modules beside the backbone, by group name ("projector", "classifier", "head", "teacher", ...).
 
         Args:
             encoder: The backbone, freshly initialised.
-            num_examples: Examples of the largest client; 0 on a server that has no data.
+            population: What sizes may depend on.
         """
 
     @abstractmethod

@@ -14,7 +14,7 @@ from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.answer import answer_step
 from fedssl.objectives.clustering import assignment_loss
 from fedssl.objectives.monitors import collapse
-from fedssl.objectives.objective import Batch, Objective, Role, Step
+from fedssl.objectives.objective import Batch, Objective, Population, Role, Step
 from fedssl.objectives.queue import Queue, unit
 from fedssl.objectives.rotnet import NUM_ROTATIONS, rotations
 from fedssl.objectives.teacher import TEACHER, Following, make_teacher
@@ -82,7 +82,7 @@ class Orchestra(Objective):
         self.min_batch = 2 if norm == "batch" else 1
         self._following = Following(momentum, momentum, on_round="reset")
 
-    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
+    def build(self, encoder: Encoder, population: Population) -> dict[str, nn.Module]:
         """Return the projector, the head that tells rotations, and what stays on the client."""
         projector = mlp([encoder.feature_dim, self.hidden, self.dim], self.norm, last_norm=True)
         return {

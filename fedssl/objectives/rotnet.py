@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fedssl.models.encoder import Encoder
 from fedssl.objectives.answer import answer_step
-from fedssl.objectives.objective import Batch, Objective, Role, Step
+from fedssl.objectives.objective import Batch, Objective, Population, Role, Step
 from fedssl.privacy.contract import PrivacyContract
 
 NUM_ROTATIONS = 4
@@ -23,7 +23,7 @@ class RotNet(Objective):
     contract = PrivacyContract("per_example")
     views: tuple[Role, ...] = ("full",)
 
-    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
+    def build(self, encoder: Encoder, population: Population) -> dict[str, nn.Module]:
         """Return the linear head."""
         return {"head": nn.Linear(encoder.feature_dim, NUM_ROTATIONS)}
 

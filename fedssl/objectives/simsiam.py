@@ -11,7 +11,7 @@ from fedssl.checks import at_least
 from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
-from fedssl.objectives.objective import Batch, Objective, Role, Step
+from fedssl.objectives.objective import Batch, Objective, Population, Role, Step
 from fedssl.privacy.contract import PrivacyContract
 
 
@@ -66,7 +66,7 @@ class SimSiam(Objective):
         self.norm = norm
         self.min_batch = 2 if norm == "batch" else 1
 
-    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
+    def build(self, encoder: Encoder, population: Population) -> dict[str, nn.Module]:
         """Return the projector and the predictor."""
         widths = [encoder.feature_dim, self.hidden, self.hidden, self.dim]
         return {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedssl.checks import at_least, one_of
 from fedssl.models.encoder import Encoder
 from fedssl.objectives.answer import answer_step
-from fedssl.objectives.objective import Batch, Draw, Objective, Step
+from fedssl.objectives.objective import Batch, Draw, Objective, Population, Step
 from fedssl.privacy.contract import PrivacyContract
 
 STRIDES = {"pace": (1, 2, 3, 4), "speed7": (-4, -2, -1, 0, 1, 2, 4)}
@@ -80,7 +80,7 @@ class Speed(Objective):
         inside = frames % num_frames if self.mode == "pace" else np.minimum(frames, num_frames - 1)
         return inside[::-1].copy() if stride < 0 else inside
 
-    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
+    def build(self, encoder: Encoder, population: Population) -> dict[str, nn.Module]:
         """Return the linear head."""
         linear = nn.Linear(encoder.feature_dim, len(self.strides))
         return {"head": nn.Sequential(nn.Dropout(self.dropout), linear)}

@@ -14,7 +14,7 @@ from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
 from fedssl.objectives.multi_crop import FULL, Progress, crop_features, cross_view, roles
-from fedssl.objectives.objective import Batch, Objective, Step
+from fedssl.objectives.objective import Batch, Objective, Population, Step
 from fedssl.objectives.queue import Queue, capacity, unit
 from fedssl.objectives.sinkhorn import sinkhorn
 from fedssl.privacy.contract import PrivacyContract
@@ -84,9 +84,9 @@ class Swav(Objective):
         self.freeze_prototypes = freeze_prototypes
         self.views = roles(num_local)
 
-    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
+    def build(self, encoder: Encoder, population: Population) -> dict[str, nn.Module]:
         """Return the projector, the prototypes, a queue for each full view, and the progress."""
-        size = capacity(self.queue_size, num_examples)
+        size = capacity(self.queue_size, population.num_examples)
         return {
             "projector": mlp([encoder.feature_dim, self.hidden, self.dim], self.norm),
             "prototypes": nn.Linear(self.dim, self.num_prototypes, bias=False),

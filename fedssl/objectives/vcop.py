@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedssl.checks import at_least
 from fedssl.models.encoder import Encoder
 from fedssl.objectives.answer import answer_step
-from fedssl.objectives.objective import Batch, Draw, Objective, Role, Step
+from fedssl.objectives.objective import Batch, Draw, Objective, Population, Role, Step
 from fedssl.privacy.contract import PrivacyContract
 
 
@@ -106,7 +106,7 @@ class Vcop(Objective):
         order = np.array(next(islice(permutations(range(self.num_clips)), target, None)))
         return Draw(frames=starts[order, None] + np.arange(self.clip_frames), target=target)
 
-    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
+    def build(self, encoder: Encoder, population: Population) -> dict[str, nn.Module]:
         """Return the head that compares the clips."""
         return {"head": VcopHead(encoder.feature_dim, self.num_clips, self.hidden, self.dropout)}
 

@@ -15,7 +15,7 @@ from fedssl.checks import at_least
 from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
-from fedssl.objectives.objective import Batch, Objective, Role, Step
+from fedssl.objectives.objective import Batch, Objective, Population, Role, Step
 from fedssl.privacy.contract import PrivacyContract
 
 _LEAST, _MOST = 1e-3, 100.0  # concentration for each dimension
@@ -89,7 +89,7 @@ class ViSimSiam(Objective):
         self.norm = norm
         self.min_batch = 2 if norm == "batch" else 1
 
-    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
+    def build(self, encoder: Encoder, population: Population) -> dict[str, nn.Module]:
         """Return the projector and the predictor."""
         widths = [encoder.feature_dim, self.hidden, self.hidden, self.dim]
         return {

@@ -14,7 +14,7 @@ from fedssl.checks import at_least
 from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
-from fedssl.objectives.objective import Batch, Objective, Role, Step
+from fedssl.objectives.objective import Batch, Objective, Population, Role, Step
 from fedssl.privacy.contract import PrivacyContract
 
 _FALLBACK = 1e-4  # shrinkage of a covariance that cannot be factorised without
@@ -67,7 +67,7 @@ class WMse(Objective):
         self.views = (role,) * num_views
         self.min_batch = slice_size
 
-    def build(self, encoder: Encoder, num_examples: int) -> dict[str, nn.Module]:
+    def build(self, encoder: Encoder, population: Population) -> dict[str, nn.Module]:
         """Return the projector."""
         return {"projector": mlp([encoder.feature_dim, self.hidden, self.dim], self.norm)}
 

@@ -1,12 +1,13 @@
 """One page that tells a run, readable without a network."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedssl.report.closing import cost_rows, score_rows
-from fedssl.report.plots import loss_curve, partition_plot, score_curves
+from fedssl.report.plots import angle_curves, loss_curve, partition_plot, pseudo_label_curves, score_curves
 from fedssl.report.records import RoundRecord, RunResult
 from fedssl.report.rundir import RunDirectory
 from fedssl.report.template import STYLE, TEMPLATE
@@ -15,12 +16,27 @@ from fedssl.report.units import human_bytes, human_number, human_seconds
 REPORT = "report.html"
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Who holds how many examples of each class.
+
+    Attributes:
+        counts: `[clients, classes]`.
+        labelled: `[clients, classes]` how many of them are labelled; None where no labels were taken away.
+        server: `[classes]` what the server holds, with labels; None where it holds nothing.
+    """
+
+    counts: NDArray[np.integer]
+    labelled: NDArray[np.integer] | None = None
+    server: NDArray[np.integer] | None = None
+
+
 def write_report(
     rundir: RunDirectory,
     config_yaml: str,
     records: Sequence[RoundRecord],
     result: RunResult,
-    counts: NDArray[np.integer] | None,
+    held: Held | None,
     classes: Sequence[str],
 ) -> None:
     """Write report.html into the run directory.
@@ -30,22 +46,28 @@ def write_report(
         config_yaml: The resolved configuration.
         records: The rounds in order.
         result: What the run came to.
-        counts: `[clients, classes]` number of examples; None leaves the partition out.
+        held: Who holds what; None leaves the partition out.
         classes: Name of each class.
 
     Raises:
-        ValueError: If `counts` is not `[clients, len(classes)]`.
+        ValueError: If the counts are not of `classes`.
     """
     from markupsafe import Markup
 
-    plots = [Markup(svg) for svg in (score_curves(records, result.untrained_scores), loss_curve(records)) if svg]
-    partition = Markup("" if counts is None else partition_plot(counts, classes))
+    drawn = (
+        score_curves(records, result.untrained_scores),
+        loss_curve(records),
+        pseudo_label_curves(records, classes),
+        angle_curves(records),
+    )
+    plots = [Markup(svg) for svg in drawn if svg]
+    partition = "" if held is None else partition_plot(held.counts, classes, held.labelled, held.server)
     header, rows = _round_rows(records)
     page = {
         "title": rundir.path.resolve().name,
         "lead": f"{result.status}, {result.rounds_completed} rounds, {human_seconds(result.seconds)}",
         "curves": plots,
-        "partition": partition,
+        "partition": Markup(partition),
         "round_header": header,
         "rounds": rows,
         "config_yaml": config_yaml,

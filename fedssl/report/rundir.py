@@ -10,6 +10,8 @@ import numpy as np
 
 from fedssl.arrays import Arrays
 from fedssl.errors import ConfigError
+from fedssl.models.bundle import BACKBONE, group
+from fedssl.objectives.objective import CLASSIFIER
 from fedssl.report.records import Failure, RoundRecord, RunResult
 from fedssl.report.versions import versions
 
@@ -19,10 +21,23 @@ RESULT = "result.json"
 ERROR = "error.txt"
 ENCODER = "encoder.safetensors"
 BEST_ENCODER = "encoder_best.safetensors"
+CLASSIFIER_FILE = "classifier.safetensors"
+BEST_CLASSIFIER = "classifier_best.safetensors"
 FAILURES = "failures"
 _PARTIAL = ".partial"
 
-__all__ = ["BEST_ENCODER", "CONFIG", "ENCODER", "ERROR", "RESULT", "ROUNDS", "RunDirectory", "versions"]
+__all__ = [
+    "BEST_CLASSIFIER",
+    "BEST_ENCODER",
+    "CLASSIFIER_FILE",
+    "CONFIG",
+    "ENCODER",
+    "ERROR",
+    "RESULT",
+    "ROUNDS",
+    "RunDirectory",
+    "versions",
+]
 
 
 class RunDirectory:
@@ -107,8 +122,19 @@ class RunDirectory:
         self._write(name, (details.rstrip() + "\n").encode())
         return name
 
-    def write_encoder(self, arrays: Arrays, name: str = ENCODER) -> None:
-        """Write an encoder's tensors by name."""
+    def write_model(self, arrays: Arrays, *, best: bool = False) -> None:
+        """Write the encoder of a model, and its classifier where it has one.
+
+        Args:
+            arrays: The model's tensors by name.
+            best: Whether it is the model of the best round, and not the last one.
+        """
+        self.write_tensors(group(arrays, BACKBONE), BEST_ENCODER if best else ENCODER)
+        if classifier := group(arrays, CLASSIFIER):
+            self.write_tensors(classifier, BEST_CLASSIFIER if best else CLASSIFIER_FILE)
+
+    def write_tensors(self, arrays: Arrays, name: str) -> None:
+        """Write tensors by name into a safetensors file."""
         from safetensors.numpy import save
 
         self._write(name, save({name: np.asarray(array, order="C") for name, array in arrays.items()}))

@@ -1,7 +1,6 @@
 """Augmentation of image batches, on the device that trains: views of every role from one configuration."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,11 +11,16 @@ from fedssl.checks import at_least
 from fedssl.objectives.objective import Role
 from fedssl.training.augment import MAX_BYTE, resize
 from fedssl.training.image_view import ImageView, ViewParameters
+from fedssl.training.rand_augment import render_strong
+from fedssl.training.strong_view import StrongView
 from fedssl.training.style import BatchStyle
 from fedssl.training.transforms import blur, crop, recolour, solarise
 
 _LOCAL = ImageView(crop_scale=(0.05, 0.4))
 _LIGHT = ImageView(jitter=0.0, grey=0.0)
+_STRONG = StrongView()
+_OWN = ImageView.num_uniforms
+_STYLED = _OWN + BatchStyle.num_uniforms
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,7 @@ class ImageAugmentation:
         second: What every other one of them, from the second on, is drawn by instead; None: all are alike.
         local: What "local" views are drawn by.
         light: What "light" views are drawn by: crop and flip alone.
+        strong: What "strong" views are drawn by: RandAugment and cutout.
         style: Gives all images of a full or local view one style; None leaves each its own. It makes an example's view
             depend on another example, which privacy of single examples rules out.
 
@@ -45,13 +50,18 @@ class ImageAugmentation:
     second: ImageView | None = None
     local: ImageView = _LOCAL
     light: ImageView = _LIGHT
+    strong: StrongView = _STRONG
     style: BatchStyle | None = None
-    num_uniforms: ClassVar[int] = ImageView.num_uniforms + BatchStyle.num_uniforms
 
     def __post_init__(self) -> None:
         at_least(1, height=self.height, local_size=self.local_size)
         if self.width != self.height:
             raise ValueError(f"width must be {self.height} as the height, since views are square, got {self.width}")
+
+    @property
+    def num_uniforms(self) -> int:
+        """Random numbers that a view takes for each example: as many as the role that takes the most."""
+        return max(_STYLED, self.strong.num_uniforms)
 
     def __call__(self, clips: Tensor, uniforms: NDArray[np.float64], role: Role, ordinal: int) -> Tensor:
         """Return one view of each clip, see `Augmentation`; a "clean" one is only resized.
@@ -63,15 +73,17 @@ class ImageAugmentation:
             raise ValueError(f"clips must have 1 or 3 channels, got {clips.shape[1]}")
         if role == "clean":
             return resize(clips, self.height, self.width)
+        height, width = clips.shape[-2:]
+        if role == "strong":
+            numbers = uniforms[:, : self.strong.num_uniforms]
+            return render_strong(clips, self.strong.draw(numbers, height, width, self.height), self.height)
         full = self.second if self.second is not None and ordinal % 2 else self.full
         view = {"full": full, "local": self.local, "light": self.light}[role]
         size = self.local_size if role == "local" else self.height
-        height, width = clips.shape[-2:]
-        drawn = view.draw(uniforms[:, : ImageView.num_uniforms], height, width, size)
-        views = render(clips, drawn, size, view)
+        views = render(clips, view.draw(uniforms[:, :_OWN], height, width, size), size, view)
         if self.style is None or role == "light":
             return views
-        return self.style(views, uniforms[:, ImageView.num_uniforms :])
+        return self.style(views, uniforms[:, _OWN:_STYLED])
 
 
 def render(clips: Tensor, drawn: ViewParameters, size: int, view: ImageView) -> Tensor:

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedssl.data.dataset import Dataset
-from fedssl.objectives.objective import Batch, Draw, Objective
+from fedssl.objectives.objective import UNKNOWN, Batch, Draw, Objective
 from fedssl.seeding import generator, torch_stream
 from fedssl.seeding import uniforms as keyed_uniforms
 from fedssl.training.augment import Augmentation
+from fedssl.training.diagnostics import PseudoLabelTally, gradient_angle
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -48,11 +49,27 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """A client's examples, and how they become batches."""
+    """A client's examples, and how they become batches.
+
+    Attributes:
+        dataset: Holds them, among others.
+        indices: `[n]` of the client's.
+        augmentation: Makes their views.
+        labels: `[n]` classes, `UNKNOWN` where the client knows none; None where it knows none at all.
+        truth: `[n]` classes that pseudo-labels are compared with in a simulation; None where nobody knows. No
+            objective sees them.
+    """
 
     dataset: Dataset
     indices: NDArray[np.int64]
     augmentation: Augmentation
+    labels: NDArray[np.int64] | None = None
+    truth: NDArray[np.int64] | None = None
+
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """Whether each label is known, `[n]`."""
+        return np.zeros(len(self.indices), np.bool_) if self.labels is None else self.labels != UNKNOWN
 
 
 class LocalRule:
@@ -77,6 +94,10 @@ def fit(
 ) -> dict[str, float]:
     """Train `model` in place and return the mean of every logged number, "loss" first, and "num-steps".
 
+    Where the objective takes unlabelled examples for a class, the share it learns from is logged as "pseudo-label
+    coverage", and how often it is right, where anybody knows, as "pseudo-label accuracy", see `PseudoLabelTally`; the
+    "gradient angle" between its supervised and unsupervised terms is that of the first step.
+
     Raises:
         FloatingPointError: The loss stopped being a finite number.
         ValueError: The client holds fewer examples than the objective's smallest batch.
@@ -89,6 +110,7 @@ def fit(
     for group in optimizer.param_groups:
         group["lr"] *= schedule.learning_rate_factor
     logs: dict[str, list[float]] = {}
+    tally = PseudoLabelTally(examples.truth)
     begun, end = schedule.progress
     model.train()
     with torch_stream(stream.seed, "train", stream.partition, stream.round):
@@ -98,6 +120,9 @@ def fit(
             loss = step.loss if penalty is None else step.loss + penalty
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"the loss became {loss.item()} at step {len(logs.get('loss', []))}")
+            if step.terms is not None and "gradient angle" not in logs:
+                logs["gradient angle"] = gradient_angle(model, step.terms)
+            tally.add(step.pseudo_labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if schedule.max_grad_norm > 0:
@@ -108,7 +133,8 @@ def fit(
             extra = {} if penalty is None else {"penalty": penalty.item()}
             for name, value in {"loss": step.loss.item(), **step.metrics, **extra}.items():
                 logs.setdefault(name, []).append(value)
-    return {name: float(np.mean(values)) for name, values in logs.items()} | {"num-steps": float(len(logs["loss"]))}
+    means = {name: float(np.mean(values)) for name, values in logs.items() if values}
+    return means | tally.shares() | {"num-steps": float(len(logs["loss"]))}
 
 
 def _batches(
@@ -116,15 +142,49 @@ def _batches(
 ) -> Iterator[tuple[Batch, float]]:
     """Yield each batch with the share of the client's work that is done once it is learned from."""
     device = next(model.parameters()).device
-    total = schedule.epochs * len(examples.indices)
     for epoch in range(schedule.epochs):
         rng = generator(stream.seed, "order", stream.partition, stream.round, epoch)
-        order = rng.permutation(len(examples.indices))
-        for start in range(0, len(order), schedule.batch_size):
-            places = order[start : start + schedule.batch_size]
+        labelled = examples.labelled
+        ratio = objective.unlabelled_ratio
+        if ratio is None or labelled.all() or not labelled.any():
+            steps = _in_order(len(examples.indices), schedule.batch_size, rng)
+        else:
+            steps = _mixed(labelled, ratio, schedule.batch_size, rng)
+        for number, (places, visits) in enumerate(steps, 1):
             if len(places) >= objective.min_batch:
-                done = (epoch * len(order) + start + len(places)) / total
-                yield make_batch(objective, examples, places, stream, epoch, device), done
+                batch = make_batch(objective, examples, places, stream, epoch, device, visits)
+                yield batch, (epoch + number / len(steps)) / schedule.epochs
+
+
+_Steps = list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+"""Of each step the places of its examples, and how often each was there in this epoch before."""
+
+
+def _in_order(number: int, batch_size: int, rng: np.random.Generator) -> _Steps:
+    order = rng.permutation(number)
+    batches = (order[start : start + batch_size] for start in range(0, number, batch_size))
+    return [(places, np.zeros_like(places)) for places in batches]
+
+
+def _mixed(labelled: NDArray[np.bool_], ratio: int, batch_size: int, rng: np.random.Generator) -> _Steps:
+    """Return steps of which each has its share of labelled examples, until the kind that lasts longer is through."""
+    known, unknown = np.flatnonzero(labelled), np.flatnonzero(~labelled)
+    num_known = max(1, batch_size // (1 + ratio))
+    num_unknown = max(1, batch_size - num_known)
+    number = -(-max(len(known) * num_unknown, len(unknown) * num_known) // (num_known * num_unknown))
+    parts = [_cycled(kind, number * size, rng) for kind, size in ((known, num_known), (unknown, num_unknown))]
+    halves = [[np.split(column, number) for column in part] for part in parts]
+    return [
+        (np.concatenate((known_places, places)), np.concatenate((known_visits, visits)))
+        for known_places, known_visits, places, visits in zip(*halves[0], *halves[1], strict=True)
+    ]
+
+
+def _cycled(places: NDArray[np.int64], number: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], ...]:
+    """Return `number` of the places, in another order each time they begin anew, and which time it is."""
+    rounds = -(-number // len(places))
+    order = np.concatenate([rng.permutation(places) for _ in range(rounds)])
+    return order[:number], np.repeat(np.arange(rounds), len(places))[:number]
 
 
 def make_batch(
@@ -134,6 +194,7 @@ def make_batch(
     stream: Stream,
     epoch: int,
     device: torch.device,
+    visits: NDArray[np.int64] | None = None,
 ) -> Batch:
     """Return the views of some of a client's examples; what is random in an example's does not depend on the others.
 
@@ -144,15 +205,18 @@ def make_batch(
         stream: Names of the client and its round.
         epoch: From 0.
         device: Where views are made.
+        visits: `[batch]` how often each example was learned from in this epoch before; None: never.
 
     Raises:
         ValueError: An example has fewer frames than the objective needs, or examples have different sizes.
     """
     indices = examples.indices[places]
+    # an example that comes twice in an epoch gets other views
+    rows = indices if visits is None else indices + visits * len(examples.dataset)
 
     def uniforms(columns: int, *purpose: int | str) -> NDArray[np.float64]:
         path = (*purpose, stream.partition, stream.round, epoch)
-        return keyed_uniforms(stream.seed, *path, rows=indices, columns=columns)
+        return keyed_uniforms(stream.seed, *path, rows=rows, columns=columns)
 
     own = uniforms(objective.num_uniforms, "draw")
     clips, targets = _read(objective, examples.dataset, indices, own)
@@ -164,11 +228,13 @@ def make_batch(
         drawn = uniforms(examples.augmentation.num_uniforms, "augment", view)
         views.append(examples.augmentation(pixels, drawn, role, counts[role]))
         counts[role] += 1
+    labels = np.full(len(places), UNKNOWN) if examples.labels is None else examples.labels[places]
     return Batch(
         views=tuple(views),
         targets=torch.tensor(targets, device=device),
         places=torch.from_numpy(places).to(device),
         uniforms=torch.from_numpy(own).to(device),
+        labels=torch.from_numpy(labels).to(device),
     )
 
 

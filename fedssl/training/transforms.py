@@ -1,4 +1,4 @@
-"""What augmentation does to pixels: crop, recolour, blur, solarise, each image by its own parameters.
+"""What augmentation does to pixels: crop, warp, recolour, blur, solarise, each image by its own parameters.
 
 Each pixel is computed by itself, from sums and products of two tensors: no batch and no number of threads changes a bit
 of it, as they may in matrix products and reductions.
@@ -33,14 +33,30 @@ def crop(clips: Tensor, boxes: NDArray[np.float64], size: int, *, mirrored: bool
         `[n, channels, frames, size, size]`.
     """
     width, height, x, y = _tensor(boxes, clips).unsqueeze(-1).unbind(1)
-    centres = (2 * torch.arange(size, device=clips.device, dtype=torch.float32) + 1) / size - 1
-    places = torch.empty(len(clips), 2, size, size, device=clips.device)
-    places[:, 0] = (centres * width + x).unsqueeze(1)
-    places[:, 1] = (centres * height + y).unsqueeze(2)
-    images, grid = clips.flatten(1, 2), places.permute(0, 2, 3, 1)
-    beyond = "reflection" if mirrored else "border"
-    cropped = F.grid_sample(images, grid, mode="bilinear", padding_mode=beyond, align_corners=False)
-    return cropped.view(*clips.shape[:3], size, size)
+    centres = _centres(size, clips.device)
+    return _sample(clips, (centres * width + x).unsqueeze(1), (centres * height + y).unsqueeze(2), mirrored=mirrored)
+
+
+def warp(clips: Tensor, boxes: NDArray[np.float64], maps: NDArray[np.float64], size: int) -> tuple[Tensor, Tensor]:
+    """Return a box of each clip, mirrored where it leaves the clip, and turned, sheared and translated, all at once.
+
+    Args:
+        clips: `[n, channels, frames, height, width]` float32.
+        boxes: `[n, 4]`, see `crop`.
+        maps: `[n, 6]` numbers a to f: the result shows at (x, y) what the box has at (ax + by + c, dx + ey + f), both
+            being [-1, 1]. (1, 0, 0, 0, 1, 0) is the box.
+        size: Height and width of the result in pixels.
+
+    Returns:
+        `[n, channels, frames, size, size]`, and which of its pixels `[n, size, size]` come from outside the box.
+    """
+    a, b, c, d, e, f = _tensor(maps, clips).view(-1, 6, 1, 1).unbind(1)
+    width, height, x, y = _tensor(boxes, clips).view(-1, 4, 1, 1).unbind(1)
+    across = _centres(size, clips.device)
+    down = across.unsqueeze(1)
+    column, row = across * a + down * b + c, across * d + down * e + f
+    outside = (column.abs() > 1) | (row.abs() > 1)
+    return _sample(clips, column * width + x, row * height + y, mirrored=True), outside
 
 
 def recolour(clips: Tensor, factors: NDArray[np.float64]) -> Tensor:
@@ -89,8 +105,8 @@ def blur(clips: Tensor, sigmas: NDArray[np.float64]) -> Tensor:
     return images.view_as(clips)
 
 
-def solarise(clips: Tensor, threshold: float) -> Tensor:
-    """Return clips whose pixels in [0, 1] of at least `threshold` are inverted."""
+def solarise(clips: Tensor, threshold: float | Tensor) -> Tensor:
+    """Return clips whose pixels in [0, 1] of at least `threshold`, one of all or `[n, 1, 1, 1, 1]`, are inverted."""
     # |1 - x| where it is bright and |0 - x| elsewhere: a fifth of the time of choosing
     return ((clips >= threshold).to(clips.dtype) - clips).abs_()
 
@@ -115,6 +131,21 @@ def _mean(pixels: Tensor) -> Tensor:
         if width % 2:
             folded = torch.cat((folded, rest), dim=-1)
     return folded / pixels.shape[-1]
+
+
+def _centres(size: int, device: torch.device) -> Tensor:
+    """Return the centres of `size` pixels laid side by side on [-1, 1]."""
+    return (2 * torch.arange(size, device=device, dtype=torch.float32) + 1) / size - 1
+
+
+def _sample(clips: Tensor, x: Tensor, y: Tensor, *, mirrored: bool) -> Tensor:
+    """Return what clips have at (x, y), each `[n, size, size]` or broadcast to it, by bilinear interpolation."""
+    size = max(x.shape[-1], y.shape[-2])
+    grid = torch.empty(len(clips), 2, size, size, device=clips.device)
+    grid[:, 0], grid[:, 1] = x, y
+    beyond = "reflection" if mirrored else "border"
+    images = F.grid_sample(clips.flatten(1, 2), grid.permute(0, 2, 3, 1), "bilinear", beyond, align_corners=False)
+    return images.view(*clips.shape[:3], size, size)
 
 
 def _tensor(values: NDArray[np.float64], like: Tensor) -> Tensor:

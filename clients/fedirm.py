@@ -1,0 +1,57 @@
+"""FedIRM, client side: take the federation's relation matrix along, and send one's own (Liu et al. 2021)."""
+
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from clients.local_training import LocalTraining, Outcome
+from fedssl.arrays import Arrays
+from fedssl.memory import Memory
+from fedssl.objectives.fedirm import RELATIONS, FedIRM
+from fedssl.objectives.objective import Objective
+from fedssl.training.loop import Examples
+from fedssl.wire import TrainTask
+
+CLASSES = "classes"
+
+
+@dataclass(frozen=True)
+class FedIRMTraining(LocalTraining):
+    """Local training with the relation matrix that came; for objective=fedirm and strategy=fedirm.
+
+    What leaves a client with labels beside the model is a softened mean prediction for each class that it has labelled
+    examples of, and which classes these are.
+    """
+
+    def begin(self, initial: Arrays, memory: Memory | None, task: TrainTask) -> Arrays:
+        """Return what local training begins with, and the federation's relation matrix.
+
+        Raises:
+            ValueError: The server sent none.
+        """
+        if CLASSES not in task.extras:
+            raise ValueError("client=fedirm needs strategy=fedirm: the server sent no relation matrix")
+        came = task.extras[CLASSES]
+        relations = {f"{RELATIONS}.received": came["means"], f"{RELATIONS}.known": came["counts"] > 0}
+        return {**super().begin(initial, memory, task), **relations}
+
+    def train(
+        self,
+        model: nn.ModuleDict,
+        objective: Objective,
+        examples: Examples,
+        task: TrainTask,
+        partition: int,
+        memory: Memory | None = None,
+    ) -> Outcome:
+        """Train `model` in place, and send the relation matrix of the labelled examples.
+
+        Raises:
+            ValueError: The objective is another.
+        """
+        if not isinstance(objective, FedIRM):
+            raise ValueError(f"client=fedirm needs objective=fedirm, got {type(objective).__name__}")
+        outcome = super().train(model, objective, examples, task, partition, memory)
+        rows, present = objective.own(model)
+        sent = {"sums": rows.float().cpu().numpy(), "counts": present.float().cpu().numpy()}
+        return replace(outcome, sent={CLASSES: sent})
