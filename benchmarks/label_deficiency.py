@@ -179,11 +179,12 @@ class Study:
         results = run_all({self.path(case).name: self.words(case) for case in cases}, self.runs, self._processes)
         return {case: results[self.path(case).name] for case in cases}
 
-    def chosen(self, methods: Sequence[str]) -> dict[str, Setting]:
-        """Return the setting of each method, the best on a seed that the table leaves out."""
-        if not self.budget.tuned:
-            return dict.fromkeys(methods, AS_PUBLISHED)
+    def tune(self, methods: Sequence[str]) -> None:
+        """Try the settings of each method on a seed that the table leaves out."""
         self.run([(method, TUNING_SEED, setting) for method in methods for setting in settings(method)])
+
+    def best(self, methods: Sequence[str]) -> dict[str, Setting]:
+        """Return the best setting of each method among those that were tried."""
         return {
             method: max(settings(method), key=lambda setting: self.late((method, TUNING_SEED, setting)))
             for method in methods
@@ -305,6 +306,7 @@ def main() -> None:
         "--methods", nargs="+", choices=list(METHODS), metavar="METHOD", help="only these and the bounds"
     )
     parser.add_argument("--variants", action="store_true", help="Twin-sight's parts, beside the bounds, instead")
+    parser.add_argument("--tuned-on", choices=list(DATASETS), help="take the settings that were best there, before")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="at least two")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once, one core each")
     parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "label_deficiency", help="where runs are kept")
@@ -315,21 +317,28 @@ def main() -> None:
     study = Study(data_words(options.dataset, root, budget), budget, runs, options.jobs)
     wanted = ["Twin-sight"] if options.variants else options.methods
     methods = [method for method in METHODS if wanted is None or method in (UPPER, LOWER, *wanted)]
-    few = study.pre_train([*seeds, *([TUNING_SEED] if budget.tuned else [])])[: len(seeds)]
-    chosen = study.chosen(methods)
+    few = study.pre_train(seeds)
+    if not budget.tuned:
+        chosen = dict.fromkeys(methods, AS_PUBLISHED)
+    elif options.tuned_on is not None:
+        chosen = Study([], budget, runs.with_name(f"{options.tuned_on}_{options.budget}"), 1).best(methods)
+    else:
+        study.pre_train([TUNING_SEED])
+        study.tune(methods)
+        chosen = study.best(methods)
     if options.variants:
         chosen |= dict.fromkeys(VARIANTS, chosen["Twin-sight"])
     results = study.run([(method, seed, setting) for seed in seeds for method, setting in chosen.items()])
     kind = "twinsight" if options.variants else "label_deficiency"
     name = "_".join([kind, options.dataset, *([options.budget] if options.budget != "cpu" else [])])
     draw(study, chosen, seeds, RESULTS / f"{name}.png")
+    choice = f"the best of three on {options.tuned_on or 'another seed'}" if budget.tuned else "as published"
     notes = [
         f"{budget.rounds} rounds of 5 of 10 clients, 4 with labels, Dirichlet 0.1; mean over seeds {seeds}, ± is the "
         "standard deviation over them. Accuracy is the mean of the last ten evaluated rounds. Pseudo-labels: the share "
         "of unlabelled examples that clients learned from, and how many of these labels were right, in the last ten "
         "rounds. The update angle, in degrees, is between the mean updates of clients with and without labels. Rate, "
-        "and share of rounds with labelled clients alone: the best of three on another seed. MB up and down; one core "
-        "a run.",
+        f"and share of rounds with labelled clients alone: {choice}. MB up and down; one core a run.",
         "",
         f"{PRE_TRAINING}: {spread([result['scores']['fine-tune 1%'] for result in few])}; a linear "
         f"probe with all labels: {spread([result['scores']['linear'] for result in few])}.",

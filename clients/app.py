@@ -39,7 +39,8 @@ def device_config(context: Context) -> RunConfig:
     Raises:
         ConfigError: A setting is wrong, or the data is a folder and the device does not say which.
     """
-    words = shlex.split(str(context.run_config["overrides"]))
+    # the backbone comes from the server, whose files a device does not have
+    words = [*shlex.split(str(context.run_config["overrides"])), "init=null"]
     root = context.node_config.get(DATA_ROOT)
     if root is not None:
         words.append(f"data.root={json.dumps(str(root))}")

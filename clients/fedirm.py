@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from clients.local_training import LocalTraining, Outcome
-from fedssl.arrays import Arrays
 from fedssl.memory import Memory
+from fedssl.models import bundle
 from fedssl.objectives.fedirm import RELATIONS, FedIRM
 from fedssl.objectives.objective import Objective
 from fedssl.training.loop import Examples
@@ -23,18 +23,6 @@ class FedIRMTraining(LocalTraining):
     examples of, and which classes these are.
     """
 
-    def begin(self, initial: Arrays, memory: Memory | None, task: TrainTask) -> Arrays:
-        """Return what local training begins with, and the federation's relation matrix.
-
-        Raises:
-            ValueError: The server sent none.
-        """
-        if CLASSES not in task.extras:
-            raise ValueError("client=fedirm needs strategy=fedirm: the server sent no relation matrix")
-        came = task.extras[CLASSES]
-        relations = {f"{RELATIONS}.received": came["means"], f"{RELATIONS}.known": came["counts"] > 0}
-        return {**super().begin(initial, memory, task), **relations}
-
     def train(
         self,
         model: nn.ModuleDict,
@@ -47,10 +35,15 @@ class FedIRMTraining(LocalTraining):
         """Train `model` in place, and send the relation matrix of the labelled examples.
 
         Raises:
-            ValueError: The objective is another.
+            ValueError: The objective or the server's rule is another.
         """
         if not isinstance(objective, FedIRM):
             raise ValueError(f"client=fedirm needs objective=fedirm, got {type(objective).__name__}")
+        if CLASSES not in task.extras:
+            raise ValueError("client=fedirm needs strategy=fedirm: the server sent no relation matrix")
+        came = task.extras[CLASSES]
+        relations = {f"{RELATIONS}.received": came["means"], f"{RELATIONS}.known": came["counts"] > 0}
+        bundle.load(model, relations)
         outcome = super().train(model, objective, examples, task, partition, memory)
         rows, present = objective.own(model)
         sent = {"sums": rows.float().cpu().numpy(), "counts": present.float().cpu().numpy()}

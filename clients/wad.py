@@ -19,8 +19,8 @@ from fedssl.models import bundle
 from fedssl.objectives.objective import UNKNOWN, Objective
 from fedssl.objectives.pseudo_labels import RULE, Targets
 from fedssl.objectives.semi_supervised import SemiSupervised
-from fedssl.objectives.supervised import Supervised, classify
-from fedssl.objectives.wad import Prototypes, Wad, class_sums
+from fedssl.objectives.supervised import Supervised, class_sums, classify
+from fedssl.objectives.wad import Prototypes, Wad
 from fedssl.training.loop import Examples, Stream, make_batch
 from fedssl.wire import TrainTask
 

@@ -1,6 +1,7 @@
 """Every random stream has a name: a seed is a hash of the run's seed and a path of purposes."""
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+_DRAWING = threading.RLock()
 _STEP, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
@@ -62,9 +64,10 @@ def _mixed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def torch_stream(root: int, *path: int | str) -> Iterator[None]:
     """Let PyTorch's own layers (initialisation, dropout) draw from the stream `path` inside the block.
 
-    They draw from the default generator and take no other; its state outside the block is left as it was.
+    They draw from the default generator and take no other; its state outside the block is left as it was. It is one
+    for all threads, so another thread waits at its own block.
     """
     devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=devices):
+    with _DRAWING, torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive(root, *path))
         yield

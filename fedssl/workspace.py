@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ class Workspace:
 
     config: RunConfig
     _initial: dict[str, NDArray[Any]] = field(default_factory=dict)
+    _halves: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=dict)
 
     @cached_property
     def device(self) -> torch.device:
@@ -61,15 +62,17 @@ class Workspace:
     @cached_property
     def parts(self) -> list[NDArray[np.int64]] | None:
         """Example indices of each client; None when every client brings its own examples."""
-        if isinstance(self.partitioner, OnDevice):
+        if self._dealt is None:
             return None
         server = self.known.server
         return [np.setdiff1d(part, server, assume_unique=True) if len(server) else part for part in self._dealt]
 
     @cached_property
-    def _dealt(self) -> list[NDArray[np.int64]]:
+    def _dealt(self) -> list[NDArray[np.int64]] | None:
         """What the partition gives each client, before the server takes its own."""
-        return partition(self.splits.train, cast(Partitioner, self.partitioner), self.config.seed)
+        if isinstance(self.partitioner, OnDevice):
+            return None
+        return partition(self.splits.train, self.partitioner, self.config.seed)
 
     @cached_property
     def deficiency(self) -> Deficiency:
@@ -79,8 +82,8 @@ class Workspace:
 
     @cached_property
     def known(self) -> Known:
-        """Which labels of the training examples are known to whom, where the server made the partition."""
-        return self._known(dict(enumerate(self._dealt)))
+        """Which labels are known to whom of what clients train on, where the server made the partition."""
+        return self._known({client: self._divided(client)[0] for client in range(len(self._dealt or ()))})
 
     def _known(self, holdings: Mapping[int, NDArray[np.int64]]) -> Known:
         train = self.splits.train
@@ -92,11 +95,11 @@ class Workspace:
     def labels(self, client: int) -> NDArray[np.int64]:
         """Return the classes of the examples in `indices`, `UNKNOWN` where the client knows none."""
         own = self.indices(client)
-        return np.where(self._labelled(client)[own], self.splits.train.labels[own], UNKNOWN)
+        return np.where(self._knowledge(client).labelled[own], self.splits.train.labels[own], UNKNOWN)
 
-    def _labelled(self, client: int) -> NDArray[np.bool_]:
-        known = self.known if self.parts is not None else self._known({client: np.arange(len(self.splits.train))})
-        return known.labelled
+    def _knowledge(self, client: int) -> Known:
+        """Return what is known, as far as this process can tell: a device knows of itself alone."""
+        return self.known if self._dealt is not None else self._known({client: self._divided(client)[0]})
 
     @property
     def num_classes(self) -> int:
@@ -120,15 +123,22 @@ class Workspace:
 
     def indices(self, client: int) -> NDArray[np.int64]:
         """Return the examples that `client` trains on in this process."""
-        own = self._divided(client)[0]
-        return own[self._labelled(client)[own]] if self.objective.needs_labels else own
+        own, known = self._divided(client)[0], self._knowledge(client)
+        own = np.setdiff1d(own, known.server, assume_unique=True) if len(known.server) else own
+        return own[known.labelled[own]] if self.objective.needs_labels else own
 
     def held_out(self, client: int) -> NDArray[np.int64]:
         """Return the examples of `client` that it never trains on; none unless clients evaluate."""
         return self._divided(client)[1]
 
     def _divided(self, client: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        own = np.arange(len(self.splits.train)) if self.parts is None else self.parts[client]
+        """Return what a client trains on and what it holds out, before anything else is taken away."""
+        if client not in self._halves:
+            own = np.arange(len(self.splits.train)) if self._dealt is None else self._dealt[client]
+            self._halves[client] = self._halved(own, client)
+        return self._halves[client]
+
+    def _halved(self, own: NDArray[np.int64], client: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         evaluation: PersonalEvaluation | None = build(self.config, "client_evaluation")
         if evaluation is None:
             return own, own[:0]
@@ -149,12 +159,13 @@ class Workspace:
     def model(self) -> nn.ModuleDict:
         """The model shell; its values are whatever was loaded last."""
         frozen = self.config.batch_norm == "frozen"
+        population = Population(self.largest_client, self.num_classes)
         try:
             model = bundle.build_bundle(
                 lambda: build(self.config, "model"),
                 self.objective,
                 self.config.seed,
-                Population(self.largest_client, self.num_classes),
+                population,
                 frozen_norms=frozen,
             )
         except ValueError as error:
@@ -179,9 +190,9 @@ class Workspace:
 
     @property
     def largest_client(self) -> int:
-        """Examples of the largest client, as far as this process can know: a server of devices knows of none."""
+        """Examples of whoever has most, as far as this process can know: a server of devices knows of none."""
         if self.parts is not None:
-            return max(len(part) for part in self.parts)
+            return max(len(self.known.server), *(len(part) for part in self.parts))
         return 0 if MISSING in self.config.components["data"].values() else len(self.splits.train)
 
     def shared(self, groups: Collection[str] | None) -> Arrays:
@@ -223,7 +234,6 @@ def prepare(config: RunConfig) -> Workspace:
     for name in COMPONENTS:
         if name != "data":
             build(config, name)
-    _check_scores(workspace)
     smallest, batch = workspace.objective.min_batch, build(config, "client").batch_size
     if batch < smallest:
         raise ConfigError(f"client.batch_size={batch}: must be at least {smallest}, the objective's smallest batch")
@@ -233,6 +243,7 @@ def prepare(config: RunConfig) -> Workspace:
         raise
     except ValueError as error:
         raise ConfigError(key_first(str(error))) from error
+    _check_scores(workspace)
     for name, most, whole in (
         ("cohort", num_clients, "clients"),
         ("quorum", config.cohort or num_clients, "clients of a round"),
@@ -240,15 +251,23 @@ def prepare(config: RunConfig) -> Workspace:
         value = getattr(config, name)
         if value is not None and value > most:
             raise ConfigError(f"{name}={value}: must be at most the {most} {whole}")
-    _check_labels(workspace)
-    if workspace.parts is not None and config.components["client_evaluation"]["_target_"] is not None:
-        for client in range(num_clients):
-            workspace.held_out(client)
+    _check_labels(workspace, num_clients)
+    _check_held_out(workspace, num_clients)
     _check_norms(workspace)
     return workspace
 
 
-def _check_labels(workspace: Workspace) -> None:
+def _check_held_out(workspace: Workspace, num_clients: int) -> None:
+    """Raise ConfigError when clients evaluate and one of them has nothing to hold out, or nothing left to train on."""
+    if workspace.parts is None or workspace.config.components["client_evaluation"]["_target_"] is None:
+        return
+    for client in range(num_clients):
+        workspace.held_out(client)
+        if not len(workspace.indices(client)):
+            raise ConfigError(f"client_evaluation: client {client} knows no label, and the objective needs one")
+
+
+def _check_labels(workspace: Workspace, num_clients: int) -> None:
     """Raise ConfigError when the labels that are known, or the classes, are too few for what is asked."""
     deficiency, config = workspace.deficiency, workspace.config
     if workspace.parts is None:
@@ -259,6 +278,10 @@ def _check_labels(workspace: Workspace) -> None:
     num_known = int(known.labelled.sum())
     if not num_known and (workspace.objective.needs_labels or config.labelled_rounds):
         raise ConfigError("labels: no client knows a label, and the objective or labelled_rounds needs one")
+    if workspace.objective.needs_labels or config.labelled_rounds:
+        most = sum(bool((workspace.labels(client) != UNKNOWN).any()) for client in range(num_clients))
+        if config.quorum is not None and config.quorum > most:
+            raise ConfigError(f"quorum={config.quorum}: must be at most the {most} clients that know labels")
     if CLASSIFIER in workspace.model and not num_known + len(known.server):
         raise ConfigError("labels: nobody knows a label, and the objective has a classifier")
 

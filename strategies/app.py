@@ -12,10 +12,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedssl.arrays import Arrays, sha256
-from fedssl.config import RunConfig, build, load
+from fedssl.config import RunConfig, build, key_first, load
 from fedssl.data.deficiency import AllLabels
 from fedssl.data.partition import counts
-from fedssl.errors import DataError, RunError
+from fedssl.errors import ConfigError, DataError, RunError
 from fedssl.evaluation.images import ImageEvaluation
 from fedssl.models import bundle
 from fedssl.models.encoder import Encoder
@@ -54,6 +54,11 @@ class _Run:
         self.fingerprint = self.workspace.fingerprint
         self.strategy: Federated = build(config, "strategy")
         self.initial = self.workspace.shared(self.strategy.share)
+        try:
+            self.strategy.extras(self.initial)  # a rule that does not go with the objective says so here
+        except ValueError as error:
+            raise ConfigError(key_first(str(error))) from error
+        self.teach = teacher(self.workspace)
         self.tracker: Tracker | None = build(config, "tracking")
         self.progress = Progress()
         path = run_directory(config)
@@ -147,7 +152,7 @@ def _train(run: _Run, recorder: Recorder, grid: Grid) -> None:
         num_labelled=lambda partition: int((workspace.labels(partition) != UNKNOWN).sum()),
         needs_labels=workspace.objective.needs_labels and not isinstance(workspace.deficiency, AllLabels),
         labelled_rounds=config.labelled_rounds,
-        teach=teacher(workspace),
+        teach=run.teach,
         clients_score=None if build(config, "client_evaluation") is None else run.evaluator.due,
         availability=build(config, "availability"),
         history=tuple(recorder.records),

@@ -164,6 +164,8 @@ class Federated(ABC):
             roster = Roster(plan.num_clients, grid.node_of, plan.num_examples, num_labelled)
         else:
             roster = take_roster(grid, plan.num_clients, listener.waiting)
+            if (plan.needs_labels or plan.labelled_rounds) and not roster.knows_labels():
+                raise RunError("round 0: no client knows a label, and the objective or labelled_rounds needs one")
         current = dict(initial)
         asks = plan.clients_score or (lambda _: False)
         if not plan.history and asks(0):

@@ -49,13 +49,7 @@ class CBAFed(Averaging):
         self._counts: dict[int, NDArray[np.int64]] = {}
 
     def task(self, current: Arrays, round_number: int, plan: Plan) -> TrainTask:
-        """Return the task with the shares of the classes.
-
-        Raises:
-            ValueError: The objective has no classifier.
-        """
-        if _BIAS not in current:
-            raise ValueError("strategy=cbafed needs an objective with a classifier, such as objective=supervised")
+        """Return the task with the shares of the classes."""
         self._labelled_rounds = plan.labelled_rounds
         if round_number > plan.labelled_rounds and not self._record:
             self._record = dict(current)
@@ -64,7 +58,13 @@ class CBAFed(Averaging):
         return replace(super().task(current, round_number, plan), extras={CLASSES: {"shares": shares}})
 
     def extras(self, current: Arrays) -> Mapping[str, Arrays]:
-        """Return the shape of the counts that every client must send."""
+        """Return the shape of the counts that every client must send.
+
+        Raises:
+            ValueError: The objective has no classifier.
+        """
+        if _BIAS not in current:
+            raise ValueError("strategy=cbafed needs an objective with a classifier, such as objective=supervised")
         return {CLASSES: {"counts": np.zeros(len(current[_BIAS]), np.int64)}}
 
     def merge(self, current: Arrays, updates: Iterator[LocalUpdate], round_number: int) -> dict[str, Any]:

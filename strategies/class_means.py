@@ -100,7 +100,9 @@ class ClassMeans(Averaging):
         """
         if not self._means:
             if _WEIGHT not in current:
-                raise ValueError(f"share must be null or name the classifier, got {self.share}")
+                raise ValueError(
+                    f"strategy.share must be null or name the classifier of an objective, got {self.share}"
+                )
             classes, features = current[_WEIGHT].shape
             width = features if self.width == "features" else classes
             self._means = {"means": np.zeros((classes, width), np.float32), "counts": np.zeros(classes, np.float32)}

@@ -31,6 +31,10 @@ class Roster:
     num_examples: Callable[[int], int]
     num_labelled: Callable[[int], int]
 
+    def knows_labels(self) -> bool:
+        """Return whether anybody knows a label."""
+        return any(self.num_labelled(partition) > 0 for partition in range(self.num_clients))
+
     def takes_part(self, partition: int, *, labelled: bool) -> bool:
         """Return whether a client has what a round needs: an example, and where it is asked for a label."""
         return (self.num_labelled if labelled else self.num_examples)(partition) > 0
@@ -74,7 +78,12 @@ def take_roster(grid: Grid, num_clients: int, waiting: Callable[[int, int], None
     for reply, node in zip(replies_in_order(grid, messages), nodes, strict=True):
         if reply.has_error():
             raise RunError(f"round 0, node {node}: {last_line(reply.error.reason)}")
-        card = read_card(reply.content)
+        try:
+            card = read_card(reply.content)
+        except (KeyError, ValueError) as error:
+            raise RunError(
+                f"round 0, node {node}: its card cannot be read ({error}); is it of this version?"
+            ) from error
         if card.partition in cards:
             raise RunError(f"round 0, partition {card.partition}: two nodes serve it; give each its own partition-id")
         cards[card.partition], homes[card.partition] = card, node

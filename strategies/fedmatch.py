@@ -49,13 +49,7 @@ class FedMatch(Averaging):
         self._helpers: dict[int, list[int]] = {}
 
     def task(self, current: Arrays, round_number: int, plan: Plan) -> TrainTask:
-        """Return the task, and choose helpers where it is time.
-
-        Raises:
-            ValueError: The objective is another.
-        """
-        if not any(name.startswith(_PSI) for name in current):
-            raise ValueError("strategy=fedmatch needs objective=fedmatch")
+        """Return the task, and choose helpers where it is time."""
         if (round_number - 1) % self.refresh_every == 0:
             self._helpers = nearest(self._embeddings, self.num_helpers)
         return super().task(current, round_number, plan)
@@ -66,7 +60,13 @@ class FedMatch(Averaging):
         return {f"{HELPER}{place}": self._psi[other] for place, other in enumerate(helpers)}
 
     def extras(self, current: Arrays) -> Mapping[str, Arrays]:
-        """Return the shape of the answer that every client must send."""
+        """Return the shape of the answer that every client must send.
+
+        Raises:
+            ValueError: The objective is another.
+        """
+        if not any(name.startswith(_PSI) for name in current):
+            raise ValueError("strategy=fedmatch needs objective=fedmatch")
         return {EMBEDDING: {"probabilities": np.zeros(len(current[_BIAS]), np.float32)}}
 
     def merge(self, current: Arrays, updates: Iterator[LocalUpdate], round_number: int) -> dict[str, Any]:

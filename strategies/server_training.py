@@ -7,7 +7,8 @@ from torch import nn
 
 from fedssl.arrays import Arrays
 from fedssl.config import build
-from fedssl.errors import RunError
+from fedssl.data.deficiency_at_server import AtServer
+from fedssl.errors import ConfigError, RunError
 from fedssl.models import bundle
 from fedssl.training.loop import Examples, Schedule, Stream, fit
 from fedssl.wire import TrainTask
@@ -21,13 +22,21 @@ def teacher(workspace: Workspace) -> Callable[[Arrays, int], Arrays] | None:
 
     The objective, the augmentation, the optimizer and the batches are those of the clients, and so is what is trained:
     to the server's private tensors a round is always the first.
+
+    Raises:
+        ConfigError: The server holds too few examples for the objective.
     """
-    if workspace.parts is None or not len(workspace.known.server):
+    deficiency = workspace.deficiency
+    if not isinstance(deficiency, AtServer):
         return None
     config, train, indices = workspace.config, workspace.splits.train, workspace.known.server
     client, labels = build(config, "client"), train.labels[indices]
     examples = Examples(train, indices, build(config, "augmentation"), labels, labels)
-    epochs = config.components["labels"]["epochs"]
+    smallest = workspace.objective.min_batch
+    if min(len(indices), client.batch_size) < smallest:
+        raise ConfigError(
+            f"labels.num_labels={len(indices)}: must be at least the objective's smallest batch, {smallest}"
+        )
     model: nn.ModuleDict = copy.deepcopy(workspace.model)  # the other may be evaluated at the same time
 
     def teach(merged: Arrays, round_number: int) -> Arrays:
@@ -35,7 +44,7 @@ def teacher(workspace: Workspace) -> Callable[[Arrays, int], Arrays] | None:
         workspace.objective.begin_round(model, first=True)
         progress = ((round_number - 1) / config.rounds, round_number / config.rounds)
         factor = client.rate_factor(TrainTask(round_number, config.rounds, config.seed, merged))
-        schedule = Schedule(epochs, client.batch_size, factor, client.max_grad_norm, progress)
+        schedule = Schedule(deficiency.epochs, client.batch_size, factor, client.max_grad_norm, progress)
         stream = Stream(config.seed, _SERVER, round_number)
         try:
             fit(model, workspace.objective, examples, client.optimizer, schedule, stream)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from quadratics import sgd
 from shards import SURE, UNSURE, asked, goes_on_to_the_same_bits, reader, shard
-from test_runs import TINY, failed_run
+from test_runs import TINY
 
 from clients.cbafed import CLASSES, CBAFedTraining, balanced_targets, thresholds
 from clients.local_training import LocalTraining, Outcome
@@ -20,6 +20,7 @@ from fedssl.objectives.objective import UNKNOWN
 from fedssl.objectives.supervised import Supervised
 from fedssl.training.loop import Examples
 from fedssl.wire import LocalUpdate
+from simulate import main
 from strategies.base import Plan
 from strategies.cbafed import CBAFed
 
@@ -153,8 +154,9 @@ def test_what_does_not_go_together_is_refused_by_name(tmp_path: Path, capsys: py
         TRAINING.train(model, Supervised(), LABELLED, asked(model, OBJECTIVE), 0)
     with pytest.raises(ValueError, match="client=cbafed needs strategy=cbafed: the server sent no shares"):
         TRAINING.train(model, OBJECTIVE, LABELLED, asked(model, OBJECTIVE), 0)
-    line = failed_run([*TINY, "strategy=cbafed", "rounds=1"], tmp_path / "run", capsys)
-    assert "strategy=cbafed needs an objective with a classifier" in line
+    assert main([*TINY, "engine=local", "strategy=cbafed", f"run_dir={tmp_path / 'run'}"]) == 2
+    assert "strategy=cbafed needs an objective with a classifier" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
     wide = classes([[0, 0, 0]] * 3, [0, 0, 0])
     assert reason({"classes": wide}) == "classes: sums is float32(3, 3), not float32(3, 2)"
     assert "sums holds values that are not finite" in reason({"classes": {**FIRST, "sums": FIRST["sums"] * np.nan}})
-    with pytest.raises(ValueError, match="share must be null or name the classifier, got "):
+    with pytest.raises(ValueError, match="share must be null or name the classifier of an objective, got "):
         ClassMeans(share=["backbone"]).task({"backbone.w": CURRENT["backbone.w"]}, 1, PLAN)
     with pytest.raises(ValueError, match="width must be one of features, classes, got both"):
         ClassMeans(width="both")  # type: ignore[arg-type]

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from clients.fedirm import FedIRMTraining
 from fedssl.data.arrays import ArrayDataset
 from fedssl.models import bundle
-from fedssl.objectives.fedirm import FedIRM, class_sums, relation_divergence, relation_rows
+from fedssl.objectives.fedirm import FedIRM, relation_divergence, relation_rows
 from fedssl.objectives.mean_teacher import MeanTeacher
 from fedssl.objectives.objective import UNKNOWN, Batch, Population
+from fedssl.objectives.supervised import class_sums
 from fedssl.training.augment import ClipAugmentation
 from fedssl.training.loop import Examples
 from fedssl.wire import LocalUpdate, TrainTask
@@ -36,7 +37,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 def test_a_row_is_the_softened_mean_of_the_logits_of_its_class() -> None:
     # class 0: (4 log 3, 0) and (0, 0) have the mean (2 log 3, 0), divided by 2 (log 3, 0): 3/4 and 1/4
     logits = torch.tensor([[4 * log(3), 0], [0, 0], [1, 9]], dtype=torch.float64)
-    sums, counts = class_sums(logits, torch.tensor([0, 0, 1]))
+    sums, counts = class_sums(logits, torch.tensor([0, 0, 1]), logits.shape[1])
     assert counts.tolist() == [2, 1]
     rows = relation_rows(sums, counts, 2.0)
     assert rows[0].tolist() == pytest.approx([3 / 4, 1 / 4], abs=1e-12)
@@ -44,7 +45,7 @@ def test_a_row_is_the_softened_mean_of_the_logits_of_its_class() -> None:
 
 
 def test_a_class_of_no_example_has_a_uniform_row() -> None:
-    sums, counts = class_sums(drawn(0, 4), torch.zeros(0, dtype=torch.int64))
+    sums, counts = class_sums(drawn(0, 4), torch.zeros(0, dtype=torch.int64), 4)
     assert relation_rows(sums, counts, 2.0).flatten().tolist() == pytest.approx([0.25] * 16)
 
 
@@ -80,7 +81,7 @@ def test_the_gradient_is_that_of_the_authors_rule_and_the_loss_its_own_where_no_
     own = torch.tensor(labels)
 
     def mine(rows: Tensor) -> Tensor:
-        sums, counts = class_sums(rows, own)
+        sums, counts = class_sums(rows, own, rows.shape[1])
         return relation_divergence(received, relation_rows(sums, counts, 2.0), counts > 0)
 
     theirs = published(received, logits, own)
@@ -250,6 +251,6 @@ def test_the_federations_matrix_is_the_plain_mean_over_the_clients_that_have_a_c
 def test_what_does_not_go_together_is_refused_by_name() -> None:
     task = TrainTask(1, 1, 0, {})
     with pytest.raises(ValueError, match="client=fedirm needs strategy=fedirm: the server sent no relation matrix"):
-        TRAINING.begin({}, None, task)
+        TRAINING.train(nn.ModuleDict(), OBJECTIVE, examples([0]), task, 0)
     with pytest.raises(ValueError, match="client=fedirm needs objective=fedirm, got MeanTeacher"):
         TRAINING.train(nn.ModuleDict(), MeanTeacher(), examples([0]), task, 0)

@@ -10,7 +10,7 @@ import torch
 from batches import batch_of
 from quadratics import sgd
 from shards import SURE, asked, goes_on_to_the_same_bits, reader, shard
-from test_runs import TINY, failed_run
+from test_runs import TINY
 from torch import Tensor, nn
 
 from clients.fedmatch import EMBEDDING, FedMatchTraining, noise
@@ -23,6 +23,7 @@ from fedssl.objectives.objective import UNKNOWN, Batch, Population
 from fedssl.objectives.pseudo_labels import Targets
 from fedssl.objectives.supervised import Supervised, classify
 from fedssl.wire import LocalUpdate
+from simulate import main
 from strategies.base import Plan
 from strategies.fedmatch import FedMatch as Server
 from strategies.fedmatch import nearest
@@ -289,8 +290,9 @@ def test_what_does_not_go_together_is_refused_by_name(tmp_path: Path, capsys: py
     model = reader(FedMatch())
     with pytest.raises(ValueError, match="client=fedmatch needs objective=fedmatch, got Supervised"):
         TRAINING.train(model, Supervised(), shard([SURE]), received(model), 0)
-    line = failed_run([*TINY, "strategy=fedmatch", "rounds=1"], tmp_path / "run", capsys)
-    assert "strategy=fedmatch needs objective=fedmatch" in line
+    assert main([*TINY, "engine=local", "strategy=fedmatch", f"run_dir={tmp_path / 'run'}"]) == 2
+    assert "strategy=fedmatch needs objective=fedmatch" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 # The server

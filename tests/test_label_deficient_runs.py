@@ -251,3 +251,43 @@ def test_an_encoder_of_another_shape_is_refused(tmp_path: Path, capsys: pytest.C
     words = [*DIGITS, "model.width=8", f"init={first / 'encoder.safetensors'}", f"run_dir={tmp_path / 'second'}"]
     assert main(words) == 2
     assert "does not fit the model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (
+            ["objective=simclr", "evaluation=none", "labels=labels_at_server", "labels.num_labels=1"],
+            "labels.num_labels=1: must be at least 2, the objective's smallest batch",
+        ),
+        ([*TWO_KNOW, "objective=supervised", "quorum=3"], "quorum=3: must be at most the 2 clients that know labels"),
+        (
+            [*TWO_KNOW, "objective=supervised", "evaluation=none", "client_evaluation=personal"],
+            "client_evaluation: client 2 knows no label, and the objective needs one",
+        ),
+        (["objective=simclr", "strategy=fedmatch"], "strategy=fedmatch needs objective=fedmatch"),
+    ],
+)
+def test_what_cannot_go_well_is_said_before_anything_runs(
+    words: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*PLAIN, *words, f"run_dir={tmp_path / 'run'}"]) == 2
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_are_dealt_over_what_clients_train_on() -> None:
+    words = [*DIGITS, "client_evaluation=personal", "labels=partial_data", "labels.share=null", "labels.per_class=1"]
+    workspace = Workspace(load(words))
+    for client in range(4):
+        held = workspace.splits.train.labels[workspace.held_out(client)]
+        assert len(held)
+        assert len(workspace.indices(client)) == len(np.unique(workspace.splits.train.labels[workspace.parts[client]]))
+
+
+def test_an_index_that_stands_at_two_places_gets_two_views() -> None:
+    dataset = ArrayDataset(np.zeros(2, np.int64), ("a",), ("",) * 2, np.zeros((2, 1, 1, 1, 1), np.uint8))
+    objective, model = Recorded(None), nn.ModuleDict({"backbone": nn.Linear(1, 1)})
+    examples = Examples(dataset, np.array([0, 1, 0, 0]), Noise())
+    fit(model, objective, examples, lambda p: torch.optim.SGD(p, 0.1), Schedule(1, 4, 1.0, 0.0), Stream(0, 0, 1))
+    assert len(set(objective.batches[0].views[0].flatten().tolist())) == 4

@@ -30,7 +30,7 @@ OWN: Mapping[str, Sequence[str]] = {
     "semireward": ["objective.rule.rule.threshold=0"],
     **{name: [ACCEPTING] for name in ("fixmatch", "flexmatch", "prg", "twinsight")},
 }
-COUPLED_ELSEWHERE = ("flexmatch",)  # what its bank does shows after many batches: tests/test_semi_supervised.py
+COUPLED_ELSEWHERE = ("flexmatch", "semireward")  # it shows after many batches: test_semi_supervised, test_semi_reward
 
 
 @cache

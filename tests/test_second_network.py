@@ -54,7 +54,7 @@ def test_other_rows_are_not_taken_for_the_first() -> None:
     layer, rows = nn.Linear(3, 2), torch.arange(12.0).view(4, 3)
     with listening(layer) as passed:
         layer(rows.flip(0))
-    with pytest.raises(ValueError, match="host must show its backbone the first view before any other"):
+    with pytest.raises(ValueError, match="host must show its networks the first view before any other"):
         passed.first(rows)
     with pytest.raises(ValueError, match="host must show"), listening(layer) as passed:
         passed.first(rows)

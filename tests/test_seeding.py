@@ -1,5 +1,7 @@
 """Streams by name."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 
@@ -45,3 +47,14 @@ def test_uniforms_are_uniform_and_independent() -> None:
     assert ((counts - 1000) ** 2 / 1000).sum() < 160  # chi-square with 99 degrees of freedom: 1 in 10,000 is above
     pairs = np.column_stack([numbers, np.roll(numbers[:, 0], 1)])  # columns, and a row with the one before it
     assert np.abs(np.corrcoef(pairs, rowvar=False) - np.eye(6)).max() < 0.03
+
+
+def test_two_threads_do_not_draw_from_each_others_streams() -> None:
+    def numbers(name: str, length: int) -> list[float]:
+        with torch_stream(0, name):
+            return [float(torch.rand(())) for _ in range(length)]
+
+    alone = {name: numbers(name, 2000) for name in ("a", "b")}
+    with ThreadPoolExecutor(2) as pool:
+        together = {name: pool.submit(numbers, name, 2000) for name in ("a", "b")}
+    assert {name: future.result() for name, future in together.items()} == alone

@@ -229,7 +229,7 @@ def test_the_host_is_asked_for_all_and_sees_no_labels() -> None:
     assert objective.step(model, batch()).metrics["instance-of-host"] == 3
     objective.after_step(model, 0.25)
     assert host.calls == [("begin", groups, True), (groups, UNLABELLED.tolist()), ("after", groups, 0.25)]
-    assert objective.contract == PrivacyContract("queue", frozenset({"twin_private"}))
+    assert objective.contract == PrivacyContract("batch", frozenset({"twin_private"}))
     assert objective.views == ("light", "strong")
     assert (objective.min_batch, objective.min_frames, objective.num_uniforms) == (3, 2, 1)
     assert objective.draw(5, torch.rand(1).numpy()).frames.shape == (2, 5)
@@ -239,7 +239,7 @@ def test_a_batch_couples_its_examples_and_needs_two_whatever_the_host_does() -> 
     objective = TwinSight(SimSiam(8, 4, 2, norm="none"), NOTHING)
     assert objective.contract == PrivacyContract("batch")
     assert objective.min_batch == 2
-    assert TwinSight(simclr(), FlexMatch()).contract == PrivacyContract("global_state", frozenset({RULE}))
+    assert TwinSight(simclr(), FlexMatch()).contract == PrivacyContract("batch", frozenset({RULE}))
 
 
 class Listener(Rule):

@@ -22,8 +22,8 @@ from fedssl.models.image import small_resnet
 from fedssl.objectives.objective import UNKNOWN, Population
 from fedssl.objectives.pseudo_labels import RULE, Seen, Targets
 from fedssl.objectives.semi_supervised import SemiSupervised, weighted_cross_entropy
-from fedssl.objectives.supervised import Supervised
-from fedssl.objectives.wad import Prototypes, Wad, class_sums, nearest
+from fedssl.objectives.supervised import Supervised, class_sums
+from fedssl.objectives.wad import Prototypes, Wad, nearest
 from fedssl.seeding import torch_stream
 from fedssl.training.augment import ClipAugmentation
 from fedssl.training.loop import Examples

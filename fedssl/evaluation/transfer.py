@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import nn
 
 from fedssl.config import RunConfig, build, load_run
 from fedssl.data.dataset import Splits
@@ -48,41 +48,41 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> Comparison:
         raise ConfigError("evaluation=none: has no scores, choose another")
     workspace = open_workspace(config)
     encoder = _untrained(config).to(workspace.device)
-    trained = _tensors(run_dir / ENCODER)
-    if isinstance(evaluation, ImageEvaluation) and evaluation.classifies:
-        return _with_classifier(run_dir, evaluation, workspace, trained)
     _check_fit(encoder, workspace.splits, workspace.device)
+    if isinstance(evaluation, ImageEvaluation) and evaluation.classifies:
+        return _with_classifier(run_dir, evaluation, workspace)
     untrained_scores = evaluation(encoder, workspace.splits, workspace.device)
-    try:
-        if missing := sorted(encoder.state_dict().keys() - trained.keys()):
-            raise ValueError(f"{missing[0]} stayed with the clients")
-        bundle.load(encoder, trained)
-    except ValueError as error:
-        raise ConfigError(f"{run_dir / ENCODER}: does not fit the model, {error}") from error
+    _fill(encoder, run_dir / ENCODER)
     return Comparison(untrained_scores, evaluation(encoder, workspace.splits, workspace.device))
 
 
-def _with_classifier(
-    run_dir: Path, evaluation: ImageEvaluation, workspace: Workspace, encoder: Mapping[str, NDArray[Any]]
-) -> Comparison:
+def _with_classifier(run_dir: Path, evaluation: ImageEvaluation, workspace: Workspace) -> Comparison:
     """Evaluate the whole model that classifies, and not its encoder alone.
 
     Raises:
-        ConfigError: The run has no classifier, or one of other classes than the data have.
+        ConfigError: The run has no classifier, or one of another number of classes than the data have.
     """
     path = run_dir / CLASSIFIER_FILE
     if CLASSIFIER not in workspace.model or not path.is_file():
         raise ConfigError(f"evaluation.scores={', '.join(evaluation.scores)}: {run_dir} has no classifier")
     model = workspace.model
-    whole = (cast(Encoder, model[bundle.BACKBONE]), workspace.splits, workspace.device, model[CLASSIFIER])
     bundle.load(model, workspace.initial)
+    whole = (cast(Encoder, model[bundle.BACKBONE]), workspace.splits, workspace.device, model[CLASSIFIER])
     untrained = evaluation(*whole)
+    _fill(model[bundle.BACKBONE], run_dir / ENCODER)
+    _fill(model[CLASSIFIER], path)
+    return Comparison(untrained, evaluation(*whole))
+
+
+def _fill(module: nn.Module, path: Path) -> None:
+    """Load all tensors of `module` from a file; ConfigError unless it has each of them."""
     try:
-        bundle.load(model[bundle.BACKBONE], encoder)
-        bundle.load(model[CLASSIFIER], _tensors(path))
+        tensors = read_encoder(path)
+        if missing := sorted(module.state_dict().keys() - tensors.keys()):
+            raise ValueError(f"{missing[0]} stayed with the clients")
+        bundle.load(module, tensors)
     except ValueError as error:
         raise ConfigError(f"{path}: does not fit the model, {error}") from error
-    return Comparison(untrained, evaluation(*whole))
 
 
 def _configuration(run_dir: Path, overrides: Sequence[str]) -> RunConfig:
@@ -98,13 +98,6 @@ def _untrained(config: RunConfig) -> Encoder:
     with torch_stream(config.seed, "init"):
         encoder: Encoder = build(config, "model")
     return encoder
-
-
-def _tensors(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        return read_encoder(path)
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from error
 
 
 def _check_fit(encoder: Encoder, splits: Splits, device: torch.device) -> None:

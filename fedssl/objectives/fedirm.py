@@ -15,9 +15,11 @@ from fedssl.models.encoder import Encoder
 from fedssl.objectives.mean_teacher import MeanTeacher, squared_distance
 from fedssl.objectives.objective import Population
 from fedssl.objectives.pseudo_labels import Targets
+from fedssl.objectives.supervised import class_sums
 from fedssl.privacy.contract import PrivacyContract
 
 RELATIONS = "relations"
+_ROUNDING = 1e-5  # the entropy of a uniform prediction may round to more than the logarithm of the classes
 
 
 class Relations(nn.Module):
@@ -102,7 +104,7 @@ class FedIRM(MeanTeacher):
     def supervised(self, model: nn.ModuleDict, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the cross entropy, and add the logits to those of their classes."""
         own = cast(Relations, model[RELATIONS])
-        sums, counts = class_sums(logits.detach(), labels)
+        sums, counts = class_sums(logits.detach(), labels, logits.shape[1])
         own.sums.add_(sums)
         own.counts.add_(counts)
         return super().supervised(model, logits, labels)
@@ -111,20 +113,19 @@ class FedIRM(MeanTeacher):
         """Return the distance to the teacher with the divergence of relations, and the pseudo-labels of the latter."""
         kept, labels = self.kept(student.detach())
         relations = cast(Relations, model[RELATIONS])
-        sums, counts = class_sums(student[kept], labels[kept])
+        sums, counts = class_sums(student[kept], labels[kept], student.shape[1])
         rows = relation_rows(sums, counts, self.relation_temperature)
         divergence = relation_divergence(relations.received, rows, relations.known & (counts > 0))
-        distance = super().unsupervised(model, student, teacher)[0]
-        if self.reference_compat:
-            distance = squared_distance(student, teacher)
-        return distance + divergence, Targets(labels, kept.to(student.dtype))
+        answers = (student, teacher) if self.reference_compat else (student.softmax(dim=1), teacher.softmax(dim=1))
+        return squared_distance(*answers) + divergence, Targets(labels, kept.to(student.dtype))
 
     def kept(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return which predictions enter the relation matrix, `[n]` bool, and their classes, `[n]` int64."""
         logs = F.log_softmax(logits, dim=1)
         entropy = -(logs.exp() * logs).sum(dim=1)
         highest, labels = logs.exp().max(dim=1)
-        return (highest >= self.threshold) & (entropy <= self.max_entropy * math.log(logits.shape[1])), labels
+        largest = self.max_entropy * math.log(logits.shape[1]) + _ROUNDING
+        return (highest >= self.threshold) & (entropy <= largest), labels
 
     def own(self, model: nn.ModuleDict) -> tuple[Tensor, Tensor]:
         """Return the relation matrix of this client's round `[num_classes, num_classes]` and which rows it has.
@@ -134,17 +135,6 @@ class FedIRM(MeanTeacher):
         relations = cast(Relations, model[RELATIONS])
         present = relations.counts > 0
         return relation_rows(relations.sums, relations.counts, self.relation_temperature) * present[:, None], present
-
-
-def class_sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sums of logits by class `[num_classes, num_classes]`, and how many were of each `[num_classes]`.
-
-    Args:
-        logits: `[n, num_classes]`.
-        labels: `[n]` int64.
-    """
-    chosen = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
-    return chosen.T @ logits, chosen.sum(dim=0)
 
 
 def relation_rows(sums: Tensor, counts: Tensor, temperature: float) -> Tensor:

@@ -104,7 +104,7 @@ class FreeMatch(Rule):
 
     def thresholds(self, confidence: Confidence) -> Tensor:
         """Return the threshold of each class, `[num_classes]`."""
-        thresholds = confidence.highest * confidence.mean / confidence.mean.max()
+        thresholds = confidence.highest * (confidence.mean / confidence.mean.max())
         return thresholds if self.clamp is None else thresholds.clamp(self.clamp[0], self.clamp[1])
 
     def regularise(self, state: nn.Module | None, strong_logits: Tensor, targets: Targets) -> Tensor:

@@ -14,7 +14,7 @@ from fedssl.models.encoder import Encoder
 from fedssl.objectives.multi_crop import Progress
 from fedssl.objectives.objective import Batch, Objective, Population, PseudoLabels, Role, Step
 from fedssl.objectives.pseudo_labels import Targets
-from fedssl.objectives.supervised import accuracy, classify, cross_entropy, make_classifier
+from fedssl.objectives.supervised import accuracy, classify, cross_entropy, make_classifier, precise
 from fedssl.objectives.teacher import TEACHER, Following, make_teacher
 from fedssl.privacy.contract import PrivacyContract
 
@@ -98,7 +98,7 @@ class MeanTeacher(Objective):
         "unsupervised-loss" is that of the unlabelled ones before its weight.
         """
         known = batch.labelled
-        logits = _precise(classify(model, torch.cat((batch.views[0][known], batch.views[1][~known]))))
+        logits = precise(classify(model, torch.cat((batch.views[0][known], batch.views[1][~known]))))
         own, others = logits.tensor_split([int(known.sum())])
         labels = batch.labels[known]
         supervised = self.supervised(model, own, labels)
@@ -108,7 +108,7 @@ class MeanTeacher(Objective):
         if not len(others):
             return Step(supervised, metrics)
         with torch.no_grad():
-            taught = _precise(classify(cast(nn.ModuleDict, model[TEACHER]), batch.views[0][~known]))
+            taught = precise(classify(cast(nn.ModuleDict, model[TEACHER]), batch.views[0][~known]))
         distance, targets = self.unsupervised(model, others, taught)
         metrics["unsupervised-loss"] = distance.item()
         unsupervised = self._weight(model) * distance
@@ -171,7 +171,3 @@ def squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
 def ramped(done: float) -> float:
     """Return exp(-5 (1 - done)^2), from 0.0067 at 0 to 1 at 1 and after (Laine & Aila 2017)."""
     return math.exp(-5 * (1 - min(done, 1.0)) ** 2)
-
-
-def _precise(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

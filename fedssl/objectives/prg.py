@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fedssl.checks import above, at_least, within
 from fedssl.models.encoder import Encoder
 from fedssl.objectives.objective import UNKNOWN, Population
-from fedssl.objectives.pseudo_labels import Rule, Seen, Targets, confident
+from fedssl.objectives.pseudo_labels import Rule, Seen, Targets, confident, last_of_each
 
 _TINY = 1e-12
 
@@ -47,11 +47,12 @@ class Transitions(nn.Module):
         """
         slot = self.count % len(self.changes)
         before, now = self.last[places], probabilities.argmax(dim=1)
-        changed = (before != UNKNOWN) & (before != now)
+        last = last_of_each(places, len(self.last))
+        changed = (before != UNKNOWN) & (before != now) & last
         start, end = (F.one_hot(labels[changed], probabilities.shape[1]).float() for labels in (before, now))
         self.changes[slot] = start.T @ end
         self.predicted[slot] = probabilities.mean(dim=0).to(self.predicted.dtype)
-        self.last[places] = now
+        self.last[places[last]] = now[last]
         self.count += 1
 
 

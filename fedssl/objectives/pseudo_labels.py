@@ -58,6 +58,11 @@ class Rule(ABC):
 
     coupling: Coupling = "per_example"
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the rule keeps anything on the client."""
+        return type(self).build is not Rule.build
+
     def build(self, encoder: Encoder, population: Population) -> nn.Module | None:
         """Return what the rule keeps on the client, as the group `RULE`; None where it keeps nothing.
 
@@ -89,9 +94,21 @@ class Rule(ABC):
         """Hear that a step is done, and the share of the run that is done with it."""
 
 
-def kept(model: nn.ModuleDict) -> nn.Module | None:
+def rule_state(model: nn.ModuleDict) -> nn.Module | None:
     """Return what the rule of an objective keeps in its model."""
     return model[RULE] if RULE in model else None  # noqa: SIM401 - a ModuleDict has no get
+
+
+def last_of_each(places: Tensor, size: int) -> Tensor:
+    """Return whether a place does not come again later, `[n]` bool: writing to repeated places is undefined on a GPU.
+
+    Args:
+        places: `[n]` int64 in [0, size).
+        size: Places there are.
+    """
+    rows = torch.arange(len(places), device=places.device)
+    last = places.new_full((size,), -1).scatter_reduce_(0, places, rows, "amax")
+    return last[places] == rows
 
 
 def confident(probabilities: Tensor, thresholds: Tensor | float) -> Targets:
@@ -102,4 +119,4 @@ def confident(probabilities: Tensor, thresholds: Tensor | float) -> Targets:
         thresholds: One number, or one for each row.
     """
     highest, labels = probabilities.max(dim=1)
-    return Targets(labels, (highest >= torch.as_tensor(thresholds).to(highest)).to(highest.dtype))
+    return Targets(labels, (highest >= thresholds).to(highest.dtype))

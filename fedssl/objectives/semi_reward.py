@@ -93,7 +93,7 @@ class SemiReward(Rule):
         ValueError: If an argument is out of range.
     """
 
-    coupling = "global_state"
+    coupling = "batch"  # a reward is compared with the mean of its batch
 
     def __init__(
         self, rule: Rule, start: float = 0.1, every: int = 10, learning_rate: float = 5e-4, momentum: float = 0.999

@@ -18,9 +18,9 @@ from fedssl.models.bundle import BATCH_NORMS
 from fedssl.models.encoder import Encoder
 from fedssl.objectives.multi_crop import Progress
 from fedssl.objectives.objective import CLASSIFIER, Batch, Objective, Population, PseudoLabels, Role, Step
-from fedssl.objectives.pseudo_labels import RULE, Rule, Seen, Targets, kept
-from fedssl.objectives.supervised import accuracy, cross_entropy, make_classifier
-from fedssl.privacy.contract import PrivacyContract
+from fedssl.objectives.pseudo_labels import RULE, Rule, Seen, Targets, rule_state
+from fedssl.objectives.supervised import accuracy, cross_entropy, make_classifier, precise
+from fedssl.privacy.contract import PrivacyContract, strongest
 
 PROGRESS = "progress"
 
@@ -28,16 +28,15 @@ PROGRESS = "progress"
 class SemiSupervised(Objective):
     """Cross entropy on labelled light views, and on views of unlabelled examples with labels that the model gives.
 
-    A batch may hold labelled examples alone, unlabelled ones alone, or both. With a ramp, a client's first step of all
-    takes itself for the first of the run: one that joins late begins with the weight 0, and has that of the run's
-    progress from its second step on.
+    A batch may hold labelled examples alone, unlabelled ones alone, or both. With a ramp, the first step of a round
+    still has the weight of the client's last one: of a client that joins late, 0.
 
     Args:
         rule: Takes unlabelled examples for classes.
         weight: Of the cross entropy of unlabelled examples, which is a mean over all of them, not over the accepted.
         ramp: Share of the run over which that weight rises from 0 in a straight line; 0 has all of it at once.
-        entropy_weight: Of the negative entropy of the mean prediction on unlabelled light views, as published for
-            few-shot zero-shot learning: it keeps classes in use of which no example is labelled here.
+        entropy_weight: Of the negative entropy of the mean prediction on the views whose answer counts, as published
+            for few-shot zero-shot learning: it keeps classes in use of which no example is labelled here.
         view: The view of an unlabelled example that learns from its label: "strong", or the "light" one itself.
         answer: The view whose answer is its label: "light", or the "clean" example.
         freeze_norms: Whether unlabelled examples pass the backbone by themselves and leave the running statistics of
@@ -74,9 +73,10 @@ class SemiSupervised(Objective):
             raise ValueError("answer must be light where the light view learns, got clean")
         clean: tuple[Role, ...] = ("clean",) if answer == "clean" else ()
         self.views = ("light",) if view == "light" else ("light", *clean, "strong")
-        keeps = type(rule).build is not Rule.build
-        private = frozenset(group for group, there in ((RULE, keeps), (PROGRESS, ramp > 0)) if there)
-        self.contract = PrivacyContract("batch" if entropy_weight > 0 else rule.coupling, private)
+        private = frozenset(group for group, there in ((RULE, rule.keeps), (PROGRESS, ramp > 0)) if there)
+        self.contract = PrivacyContract(
+            strongest(rule.coupling, "batch" if entropy_weight > 0 else "per_example"), private
+        )
 
     def build(self, encoder: Encoder, population: Population) -> dict[str, nn.Module]:
         """Return the classifier, what the rule keeps, and with a ramp the progress."""
@@ -90,11 +90,11 @@ class SemiSupervised(Objective):
 
     def begin_round(self, model: nn.ModuleDict, *, first: bool) -> None:
         """Let the rule prepare."""
-        self.rule.begin_round(kept(model), first=first)
+        self.rule.begin_round(rule_state(model), first=first)
 
     def after_step(self, model: nn.ModuleDict, progress: float) -> None:
         """Let the rule hear of the step, and remember how far the run is."""
-        self.rule.after_step(kept(model), progress)
+        self.rule.after_step(rule_state(model), progress)
         if self.ramp > 0:
             cast(Progress, model[PROGRESS]).done.fill_(progress)
 
@@ -105,26 +105,27 @@ class SemiSupervised(Objective):
         """
         known, unknown = batch.where(batch.labelled), batch.where(~batch.labelled)
         features = self._features(model["backbone"], known, unknown)
-        logits = [_precise(model[CLASSIFIER](rows)) for rows in features]
+        logits = [precise(model[CLASSIFIER](rows)) for rows in features]
         supervised = cross_entropy(logits[0], known.labels)
         metrics = accuracy(logits[0], known.labels)
         if len(known.labels):
             metrics["supervised-loss"] = supervised.item()
-            self.rule.learn(kept(model), _seen(known, known.views[0], features[0], logits[0]), known.labels)
+            self.rule.learn(rule_state(model), _seen(known, known.views[0], features[0], logits[0]), known.labels)
         if not len(unknown.labels):
             return Step(supervised, metrics)
         light, learning = logits[1], logits[-1]
-        targets = self.rule.targets(kept(model), _seen(unknown, _asked(unknown)[0], features[1], light))
+        targets = self.rule.targets(rule_state(model), _seen(unknown, _asked(unknown)[0], features[1], light))
         consistency = weighted_cross_entropy(learning, targets)
-        unsupervised = self._weight(model) * consistency + self.rule.regularise(kept(model), learning, targets)
+        unsupervised = self._weight(model) * consistency + self.rule.regularise(rule_state(model), learning, targets)
         if self.entropy_weight > 0:
             unsupervised = unsupervised + self.entropy_weight * negative_entropy(light)
         metrics["unsupervised-loss"] = consistency.item()
+        accepted = targets.weights > 0
         return Step(
             supervised + unsupervised,
             metrics,
-            PseudoLabels(unknown.places, targets.labels, targets.weights > 0),
-            (supervised, unsupervised) if len(known.labels) else None,
+            PseudoLabels(unknown.places, targets.labels, accepted),
+            (supervised, unsupervised) if len(known.labels) and accepted.any() and self._weight(model) > 0 else None,
         )
 
     def _features(self, backbone: nn.Module, known: Batch, unknown: Batch) -> tuple[Tensor, ...]:
@@ -166,10 +167,6 @@ def negative_entropy(logits: Tensor) -> Tensor:
     # in logarithms throughout: a probability of exactly 0 has no gradient that is a number
     mean = F.log_softmax(logits, dim=1).logsumexp(dim=0) - math.log(len(logits))
     return (mean.exp() * mean).sum()
-
-
-def _precise(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _asked(unknown: Batch) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,12 +32,29 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
     """Return the mean cross entropy in nats, in at least single precision; 0 of no examples."""
     if not len(labels):
         return logits.sum() * 0.0
-    return F.cross_entropy(logits.float() if logits.dtype.itemsize < 4 else logits, labels, label_smoothing=smoothing)
+    return F.cross_entropy(precise(logits), labels, label_smoothing=smoothing)
+
+
+def precise(logits: Tensor) -> Tensor:
+    """Return logits in at least single precision."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """Return the share of labels that the logits get right as "accuracy"; nothing of no examples."""
     return {"accuracy": (logits.argmax(dim=1) == labels).double().mean().item()} if len(labels) else {}
+
+
+def class_sums(rows: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Return the sum of the rows of each class `[num_classes, dim]`, and how many they are.
+
+    Args:
+        rows: `[n, dim]`, such as features or logits.
+        labels: `[n]` int64 in [0, num_classes).
+        num_classes: Classes.
+    """
+    member = F.one_hot(labels, num_classes).to(rows.dtype)
+    return member.T @ rows, member.sum(dim=0)
 
 
 class Supervised(Objective):

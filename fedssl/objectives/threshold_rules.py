@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedssl.checks import within
 from fedssl.models.encoder import Encoder
 from fedssl.objectives.objective import Population
-from fedssl.objectives.pseudo_labels import Rule, Seen, Targets, confident
+from fedssl.objectives.pseudo_labels import Rule, Seen, Targets, confident, last_of_each
 from fedssl.privacy.contract import Coupling
 
 _UNSEEN, _UNUSED = -2, -1
@@ -60,7 +60,8 @@ class LastConfident(nn.Module):
             sure: `[n]` bool.
         """
         before = self.labels[places].clamp(min=_UNUSED)
-        self.labels[places] = torch.where(sure, labels, before)
+        last = last_of_each(places, len(self.labels))
+        self.labels[places[last]] = torch.where(sure, labels, before)[last]
 
     def counts(self, num_classes: int) -> tuple[Tensor, Tensor]:
         """Return the examples of each class, `[num_classes]`, and those that were seen but never confident."""

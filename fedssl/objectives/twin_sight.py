@@ -19,16 +19,15 @@ from fedssl.models.encoder import Encoder
 from fedssl.objectives.fusion import agreement, entropy_fusion
 from fedssl.objectives.neighbourhood import centred_alignment, cosines, neighbourhood_loss
 from fedssl.objectives.objective import CLASSIFIER, UNKNOWN, Batch, Draw, Objective, Population, PseudoLabels, Step
-from fedssl.objectives.pseudo_labels import RULE, Rule, Seen, Targets, kept
+from fedssl.objectives.pseudo_labels import RULE, Rule, Seen, Targets, rule_state
 from fedssl.objectives.second_network import listening, redrawn
 from fedssl.objectives.semi_supervised import weighted_cross_entropy
 from fedssl.objectives.supervised import accuracy, cross_entropy, make_classifier
 from fedssl.objectives.teacher import TEACHER
-from fedssl.privacy.contract import Coupling, PrivacyContract
+from fedssl.privacy.contract import Coupling, PrivacyContract, strongest
 
 TWIN, TWIN_PRIVATE = "twin", "twin_private"
 _PROJECTOR, _OPINION = "projector", "twin_classifier"
-_REACH = get_args(Coupling).index  # from an example alone to whatever came before
 Defect = Literal[
     "xor", "swapped_views", "no_pseudo_labels", "frozen_teacher", "projector_alignment", "second_weak_view"
 ]
@@ -39,7 +38,8 @@ class TwinSight(Objective):
 
     A batch may hold labelled examples alone, unlabelled ones alone, or both, which decides the weight of
     pseudo-labels. The twin is exchanged like the rest and serves nothing but training: what is evaluated and exported
-    is the backbone with its classifier. The twin sees no labels, and begins as another draw of the same initialisation.
+    is the backbone with its classifier. The twin sees no labels, and begins as another draw of the same
+    initialisation, also where the backbone begins with an encoder of an earlier run.
 
     `reference_compat` brings back what the published code does other than the paper says: "xor" divides the sum of
     squared differences by `batch ^ 2`, the exclusive or, instead of the square: 62 times too strong for 64 examples,
@@ -104,9 +104,9 @@ class TwinSight(Objective):
         self.min_frames = host.min_frames
         self.num_uniforms = host.num_uniforms
         self._refuse(view)
-        coupling = max("per_example" if single_network else "batch", host.contract.coupling, rule.coupling, key=_REACH)
-        keeps = type(rule).build is not Rule.build
-        groups = ((TWIN_PRIVATE, bool(host.contract.private_groups)), (RULE, keeps))
+        own: Coupling = "per_example" if single_network else "batch"
+        coupling = strongest(own, host.contract.coupling, rule.coupling)
+        groups = ((TWIN_PRIVATE, bool(host.contract.private_groups)), (RULE, rule.keeps))
         self.contract = PrivacyContract(coupling, frozenset(group for group, there in groups if there))
 
     def _refuse(self, view: str) -> None:
@@ -154,13 +154,13 @@ class TwinSight(Objective):
         """Prepare what the host and the rule keep on the client."""
         if "frozen_teacher" not in self.defects:
             self.host.begin_round(self._hosted(model), first=first)
-        self.rule.begin_round(kept(model), first=first)
+        self.rule.begin_round(rule_state(model), first=first)
 
     def after_step(self, model: nn.ModuleDict, progress: float) -> None:
         """Move what follows the host's trained tensors, and let the rule hear of the step."""
         if "frozen_teacher" not in self.defects:
             self.host.after_step(self._hosted(model), progress)
-        self.rule.after_step(kept(model), progress)
+        self.rule.after_step(rule_state(model), progress)
 
     def step(self, model: nn.ModuleDict, batch: Batch) -> Step:
         """Return the loss of a batch.
@@ -183,7 +183,7 @@ class TwinSight(Objective):
         metrics |= {"instance-loss": instance.loss.item(), **accuracy(labelled.logits, labels)}
         if len(labels):
             metrics["supervised-loss"] = own.item()
-            self.rule.learn(kept(model), labelled.seen(), labels)
+            self.rule.learn(rule_state(model), labelled.seen(), labels)
 
         opinion = cast(nn.ModuleDict, model[TWIN])[_OPINION](twin_features.detach()) if self.fusion != "none" else None
         pseudo_labels = None
@@ -192,7 +192,7 @@ class TwinSight(Objective):
             asked, learning = (strong, weak) if swapped else (weak.where(taught), strong)
             targets = self._targets(model, asked.seen(), None if opinion is None else opinion[taught].detach())
             consistency = weighted_cross_entropy(learning.logits, targets)
-            own = own + weight * consistency + self.rule.regularise(kept(model), learning.logits, targets)
+            own = own + weight * consistency + self.rule.regularise(rule_state(model), learning.logits, targets)
             metrics["pseudo-loss"] = consistency.item()
             pseudo_labels = PseudoLabels(batch.places[taught], targets.labels, targets.weights > 0)
 
@@ -223,7 +223,7 @@ class TwinSight(Objective):
         """Return the rule's targets, with the opinion of the twin, `[n, num_classes]` logits, where it is asked."""
         if opinion is not None and self.fusion == "entropy":
             asked = dataclasses.replace(asked, logits=entropy_fusion(asked.logits, opinion))
-        targets = self.rule.targets(kept(model), asked)
+        targets = self.rule.targets(rule_state(model), asked)
         if opinion is not None and self.fusion == "agree":
             return dataclasses.replace(targets, weights=targets.weights * agreement(asked.logits, opinion))
         return targets

@@ -10,7 +10,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fedssl.models.bundle import load
 from fedssl.models.encoder import Encoder
@@ -18,6 +17,13 @@ from fedssl.models.encoder_file import read_encoder
 from fedssl.objectives.objective import Population
 from fedssl.objectives.pseudo_labels import Rule, Seen, Targets
 from fedssl.objectives.queue import unit
+from fedssl.objectives.supervised import class_sums
+
+
+def _without_teacher(module: nn.Module, state: dict[str, Tensor], prefix: str, _: object) -> None:
+    """Leave the teacher out of what a client remembers: it is the same file everywhere, and never changes."""
+    for name in [name for name in state if name.startswith(f"{prefix}teacher.")]:
+        del state[name]
 
 
 class Prototypes(nn.Module):
@@ -36,6 +42,7 @@ class Prototypes(nn.Module):
     def __init__(self, teacher: Encoder, num_classes: int) -> None:
         super().__init__()
         self.teacher = teacher.requires_grad_(False).eval()
+        self.register_state_dict_post_hook(_without_teacher)  # type: ignore[no-untyped-call]
         for prefix in ("", "shared_"):
             self.register_buffer(f"{prefix}means", torch.zeros(num_classes, teacher.feature_dim))
             self.register_buffer(f"{prefix}counts", torch.zeros(num_classes))
@@ -131,15 +138,3 @@ def nearest(features: Tensor, prototypes: Tensor, known: Tensor) -> Targets:
     best = cosines.masked_fill(~known, -torch.inf).topk(2, dim=1)
     margins = (best.values[:, 0] - best.values[:, 1]).clamp(max=1)
     return Targets(best.indices[:, 0], margins if int(known.sum()) > 1 else torch.zeros_like(margins))
-
-
-def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Return the sum of the features of each class `[num_classes, feature_dim]`, and how many they are.
-
-    Args:
-        features: `[n, feature_dim]`.
-        labels: `[n]` int64 in [0, num_classes).
-        num_classes: Classes.
-    """
-    member = F.one_hot(labels, num_classes).to(features.dtype)
-    return member.T @ features, member.sum(dim=0)

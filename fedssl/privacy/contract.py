@@ -4,6 +4,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 Coupling = Literal["per_example", "batch", "queue", "global_state"]
+_WEAKEST_FIRST: tuple[Coupling, ...] = ("per_example", "queue", "global_state", "batch")
+
+
+def strongest(*couplings: Coupling) -> Coupling:
+    """Return the coupling of what has several: that of a batch stays even where stored state is public or noised."""
+    return max(couplings, key=_WEAKEST_FIRST.index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,7 +17,8 @@ class PrivacyContract:
     """What the gradient of one example depends on, and what holds values of other examples.
 
     Attributes:
-        coupling: "per_example": on that example alone, in a network without batch normalisation; "batch": on the others
+        coupling: "per_example": on that example alone and on how many of its batch are labelled, in a network without
+            batch normalisation; "batch": on the others
             of its batch; "queue": on stored embeddings of earlier examples; "global_state": on other statistics of
             earlier examples.
         private_groups: Groups of tensors that never leave the client: they hold values of its examples or name them.

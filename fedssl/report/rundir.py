@@ -13,7 +13,6 @@ from fedssl.errors import ConfigError
 from fedssl.models.bundle import BACKBONE, group
 from fedssl.objectives.objective import CLASSIFIER
 from fedssl.report.records import Failure, RoundRecord, RunResult
-from fedssl.report.versions import versions
 
 CONFIG = "config.yaml"
 ROUNDS = "rounds.jsonl"
@@ -36,7 +35,6 @@ __all__ = [
     "RESULT",
     "ROUNDS",
     "RunDirectory",
-    "versions",
 ]
 
 

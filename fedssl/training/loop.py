@@ -142,6 +142,7 @@ def _batches(
 ) -> Iterator[tuple[Batch, float]]:
     """Yield each batch with the share of the client's work that is done once it is learned from."""
     device = next(model.parameters()).device
+    earlier = _earlier(examples.indices)
     for epoch in range(schedule.epochs):
         rng = generator(stream.seed, "order", stream.partition, stream.round, epoch)
         labelled = examples.labelled
@@ -152,12 +153,23 @@ def _batches(
             steps = _mixed(labelled, ratio, schedule.batch_size, rng)
         for number, (places, visits) in enumerate(steps, 1):
             if len(places) >= objective.min_batch:
+                visits = visits * (1 + earlier.max()) + earlier[places]
                 batch = make_batch(objective, examples, places, stream, epoch, device, visits)
                 yield batch, (epoch + number / len(steps)) / schedule.epochs
 
 
 _Steps = list[tuple[NDArray[np.int64], NDArray[np.int64]]]
 """Of each step the places of its examples, and how often each was there in this epoch before."""
+
+
+def _earlier(indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how often the example of each place stands at places before it, `[n]`: 0 where nothing is repeated."""
+    order = np.argsort(indices, kind="stable")
+    ordered = indices[order]
+    begins = np.concatenate(([True], ordered[1:] != ordered[:-1]))
+    earlier = np.empty_like(order)
+    earlier[order] = np.arange(len(order)) - np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))
+    return earlier
 
 
 def _in_order(number: int, batch_size: int, rng: np.random.Generator) -> _Steps:
