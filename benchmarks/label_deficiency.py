@@ -56,6 +56,7 @@ METHODS: Mapping[str, Sequence[str]] = {
     "Twin-sight, FreeMatch": [TWIN, "rule@objective.rule=freematch"],
 }
 VARIANTS: Mapping[str, Sequence[str]] = {
+    "lower bound, two clients a round, as many as otherwise know labels": ["cohort=2"],
     "labelled clients count half": [TWIN, "strategy=labelled_share"],
     "labelled clients count 0.8": [TWIN, "strategy=labelled_share", "strategy.labelled_share=0.8"],
     "neighbours count 62 (as in the public code)": [TWIN, "objective.neighbour_weight=62"],

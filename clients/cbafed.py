@@ -11,16 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from clients.local_training import LocalTraining, Outcome
+from clients.local_training import LocalTraining, Outcome, Work
 from clients.pseudo_labelling import probabilities, tallied, with_known
 from fedssl.arrays import Arrays
 from fedssl.checks import at_least, within
-from fedssl.memory import Memory
-from fedssl.objectives.objective import CLASSIFIER, Objective
+from fedssl.objectives.objective import CLASSIFIER
 from fedssl.objectives.pseudo_labels import Targets, confident
 from fedssl.objectives.supervised import Supervised
-from fedssl.training.loop import Examples, Stream
-from fedssl.wire import TrainTask
 
 CLASSES = "classes"
 
@@ -99,32 +96,25 @@ class CBAFedTraining(LocalTraining):
         at_least(0, rare=self.rare)
         at_least(1, labelled_epochs=self.labelled_epochs, residual_every=self.residual_every)
 
-    def train(
-        self,
-        model: nn.ModuleDict,
-        objective: Objective,
-        examples: Examples,
-        task: TrainTask,
-        partition: int,
-        memory: Memory | None = None,
-    ) -> Outcome:
-        """Train `model` in place where there is anything to learn from, and send the counts of the classes.
+    def train(self, work: Work) -> Outcome:
+        """Train the model in place where there is anything to learn from, and send the counts of the classes.
 
         Raises:
             ValueError: The objective is another, or the server sent no shares of the classes.
         """
+        objective, examples, task = work.objective, work.examples, work.task
         if not isinstance(objective, Supervised) or objective.needs_labels:
             raise ValueError("client=cbafed needs objective=supervised objective.labelled_only=false")
         if CLASSES not in task.extras:
             raise ValueError("client=cbafed needs strategy=cbafed: the server sent no shares of the classes")
-        num_classes = cast(nn.Linear, model[CLASSIFIER]).out_features
+        num_classes = cast(nn.Linear, work.model[CLASSIFIER]).out_features
         if examples.labels is not None and examples.labelled.all():
             longer = replace(self, epochs=self.labelled_epochs)
             num_steps = -(-len(examples.indices) // self.batch_size)
             residual = _Residual(objective, num_steps, self.residual, self.residual_every)
-            outcome = LocalTraining.train(longer, model, residual, examples, task, partition, memory)
+            outcome = LocalTraining.train(longer, replace(work, objective=residual))
             return replace(outcome, sent=_sent(examples.labels, num_classes))
-        said = probabilities(model, objective, examples, self.batch_size, Stream(task.seed, partition, task.round))
+        said = probabilities(work, self.batch_size)
         came = torch.tensor(task.extras[CLASSES]["shares"])
         targets = with_known(examples, balanced_targets(said, came, self.base, self.highest, self.rare))
         metrics = tallied(examples, targets)
@@ -134,7 +124,7 @@ class CBAFedTraining(LocalTraining):
         if not len(accepted):
             return Outcome(metrics, sent, num_examples=0)
         chosen = replace(examples, indices=examples.indices[accepted], labels=labels, truth=None)
-        outcome = super().train(model, objective, chosen, task, partition, memory)
+        outcome = super().train(replace(work, examples=chosen))
         # how often pseudo-labels are repeated is no accuracy
         trained = {name: value for name, value in outcome.metrics.items() if name != "accuracy"}
         return replace(outcome, metrics={**trained, **metrics}, sent=sent, num_examples=len(accepted))

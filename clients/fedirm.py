@@ -2,15 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-from torch import nn
-
-from clients.local_training import LocalTraining, Outcome
-from fedssl.memory import Memory
+from clients.local_training import LocalTraining, Outcome, Work
 from fedssl.models import bundle
 from fedssl.objectives.fedirm import RELATIONS, FedIRM
-from fedssl.objectives.objective import Objective
-from fedssl.training.loop import Examples
-from fedssl.wire import TrainTask
 
 CLASSES = "classes"
 
@@ -23,28 +17,21 @@ class FedIRMTraining(LocalTraining):
     examples of, and which classes these are.
     """
 
-    def train(
-        self,
-        model: nn.ModuleDict,
-        objective: Objective,
-        examples: Examples,
-        task: TrainTask,
-        partition: int,
-        memory: Memory | None = None,
-    ) -> Outcome:
-        """Train `model` in place, and send the relation matrix of the labelled examples.
+    def train(self, work: Work) -> Outcome:
+        """Train the model in place, and send the relation matrix of the labelled examples.
 
         Raises:
             ValueError: The objective or the server's rule is another.
         """
+        objective, task = work.objective, work.task
         if not isinstance(objective, FedIRM):
             raise ValueError(f"client=fedirm needs objective=fedirm, got {type(objective).__name__}")
         if CLASSES not in task.extras:
             raise ValueError("client=fedirm needs strategy=fedirm: the server sent no relation matrix")
         came = task.extras[CLASSES]
         relations = {f"{RELATIONS}.received": came["means"], f"{RELATIONS}.known": came["counts"] > 0}
-        bundle.load(model, relations)
-        outcome = super().train(model, objective, examples, task, partition, memory)
-        rows, present = objective.own(model)
+        bundle.load(work.model, relations)
+        outcome = super().train(work)
+        rows, present = objective.own(work.model)
         sent = {"sums": rows.float().cpu().numpy(), "counts": present.float().cpu().numpy()}
         return replace(outcome, sent={CLASSES: sent})

@@ -8,16 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from scipy.stats import truncnorm
-from torch import Tensor, nn
+from torch import Tensor
 
-from clients.local_training import LocalTraining, Outcome
-from fedssl.memory import Memory
+from clients.local_training import LocalTraining, Outcome, Work
 from fedssl.objectives.fedmatch import FedMatch, helper
-from fedssl.objectives.objective import Objective
 from fedssl.objectives.supervised import classify
 from fedssl.seeding import generator
-from fedssl.training.loop import Examples, Stream, make_batch
-from fedssl.wire import TrainTask
+from fedssl.training.loop import make_batch
 
 HELPER = "helper"
 EMBEDDING = "embedding"
@@ -32,27 +29,20 @@ class FedMatchTraining(LocalTraining):
     the model are the probabilities that the trained model gives one image of noise, the same for all clients.
     """
 
-    def train(
-        self,
-        model: nn.ModuleDict,
-        objective: Objective,
-        examples: Examples,
-        task: TrainTask,
-        partition: int,
-        memory: Memory | None = None,
-    ) -> Outcome:
-        """Train `model` in place, and send what it says of the image of noise.
+    def train(self, work: Work) -> Outcome:
+        """Train the model in place, and send what it says of the image of noise.
 
         Raises:
             ValueError: The objective is another.
         """
+        model, objective, task = work.model, work.objective, work.task
         if not isinstance(objective, FedMatch):
             raise ValueError(f"client=fedmatch needs objective=fedmatch, got {type(objective).__name__}")
         came = [task.extras[name] for name in sorted(task.extras) if name.startswith(HELPER)]
         helped = objective.with_helpers([helper(model, psi) for psi in came])
-        outcome = super().train(model, helped, examples, task, partition, memory)
+        outcome = super().train(replace(work, objective=helped))
         device = next(model.parameters()).device
-        seen = make_batch(objective, examples, np.array([0]), Stream(task.seed, partition, task.round), 0, device)
+        seen = make_batch(objective, work.examples, np.array([0]), work.stream, 0, device)
         model.eval()
         with torch.no_grad():
             said = classify(model, noise(task.seed, seen.views[0])).softmax(dim=1)[0]

@@ -4,7 +4,7 @@ from typing import cast
 
 from flwr.app import Context, Message
 
-from clients.local_training import LocalTraining, Outcome
+from clients.local_training import LocalTraining, Outcome, Work
 from fedssl.arrays import not_finite
 from fedssl.config import RunConfig, build
 from fedssl.evaluation.personal import PersonalEvaluation
@@ -81,7 +81,7 @@ def _work(workspace: Workspace, task: TrainTask, memory: Memory | None, partitio
     augmentation = build(workspace.config, "augmentation")
     examples = Examples(train, indices, augmentation, workspace.labels(partition), truth)
     bundle.load(workspace.model, procedure.begin(workspace.initial, memory, task))
-    return procedure.train(workspace.model, workspace.objective, examples, task, partition, memory)
+    return procedure.train(Work(workspace.model, workspace.objective, examples, task, partition, memory))
 
 
 def _partition(context: Context, workspace: Workspace) -> int:

@@ -33,6 +33,32 @@ class Outcome:
     num_examples: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a client does in a round, and with what.
+
+    Attributes:
+        model: Holds what `LocalTraining.begin` returned; it is trained in place.
+        objective: The local loss.
+        examples: The client's.
+        task: What came.
+        partition: The client.
+        memory: What it remembers; None on its first participation.
+    """
+
+    model: nn.ModuleDict
+    objective: Objective
+    examples: Examples
+    task: TrainTask
+    partition: int
+    memory: Memory | None = None
+
+    @property
+    def stream(self) -> Stream:
+        """The names of the client and its round."""
+        return Stream(self.task.seed, self.partition, self.task.round)
+
+
 @dataclass(frozen=True)
 class LocalTraining:
     """Train for some epochs with a fresh optimizer; a method changes how a round begins, its steps, or how it ends.
@@ -75,26 +101,18 @@ class LocalTraining:
         """Return what is sent and kept beside the model, which is trained now."""
         return Outcome(metrics)
 
-    def train(
-        self,
-        model: nn.ModuleDict,
-        objective: Objective,
-        examples: Examples,
-        task: TrainTask,
-        partition: int,
-        memory: Memory | None = None,
-    ) -> Outcome:
-        """Train `model`, which holds what `begin` returned, in place.
+    def train(self, work: Work) -> Outcome:
+        """Train the model of `work` in place.
 
         Raises:
             ValueError: The server sent a setting that this procedure does not know.
         """
+        model, objective, task, memory = work.model, work.objective, work.task, work.memory
         if task.settings:
             raise ValueError(f"settings {sorted(task.settings)} are not known to {type(self).__name__}")
         rule = self.rule(model, objective, memory, task)
         objective.begin_round(model, first=memory is None)
-        stream = Stream(task.seed, partition, task.round)
-        metrics = fit(model, objective, examples, self.optimizer, self._schedule(task), stream, rule)
+        metrics = fit(model, objective, work.examples, self.optimizer, self._schedule(task), work.stream, rule)
         return self.end(model, memory, task, metrics)
 
     def _schedule(self, task: TrainTask) -> Schedule:

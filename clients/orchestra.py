@@ -5,12 +5,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from clients.local_training import LocalTraining, Outcome
+from clients.local_training import LocalTraining, Outcome, Work
 from fedssl.arrays import Arrays
 from fedssl.checks import above, at_least
 from fedssl.memory import Memory
 from fedssl.objectives.clustering import local_centroids
-from fedssl.objectives.objective import Objective
 from fedssl.objectives.orchestra import Orchestra
 from fedssl.objectives.queue import Queue
 from fedssl.seeding import generator, torch_stream
@@ -55,30 +54,21 @@ class OrchestraTraining(LocalTraining):
         centroids = {f"centroids.{name}": array for name, array in task.extras["centroids"].items()}
         return {**super().begin(initial, memory, task), **centroids}
 
-    def train(
-        self,
-        model: nn.ModuleDict,
-        objective: Objective,
-        examples: Examples,
-        task: TrainTask,
-        partition: int,
-        memory: Memory | None = None,
-    ) -> Outcome:
-        """Train `model` in place where there are global centroids, and cluster the bank.
+    def train(self, work: Work) -> Outcome:
+        """Train the model in place where there are global centroids, and cluster the bank.
 
         Raises:
             ValueError: The objective is another, or the client has fewer examples than local clusters.
         """
+        objective = work.objective
         if not isinstance(objective, Orchestra):
             raise ValueError(f"client=orchestra needs objective=orchestra, got {type(objective).__name__}")
-        stream = Stream(task.seed, partition, task.round)
-        if memory is None:
-            objective.begin_round(model, first=True)
-            self._fill(model, objective, examples, stream)
-        outcome = Outcome({})
-        if task.extras["centroids"]:
-            outcome = super().train(model, objective, examples, task, partition, memory)
-        return Outcome(outcome.metrics, {"centroids": {"local": self._cluster(objective.bank(model), stream).numpy()}})
+        if work.memory is None:
+            objective.begin_round(work.model, first=True)
+            self._fill(work.model, objective, work.examples, work.stream)
+        outcome = super().train(work) if work.task.extras["centroids"] else Outcome({})
+        local = self._cluster(objective.bank(work.model), work.stream).numpy()
+        return Outcome(outcome.metrics, {"centroids": {"local": local}})
 
     def _fill(self, model: nn.ModuleDict, objective: Orchestra, examples: Examples, stream: Stream) -> None:
         """Fill the bank of a client that takes part for the first time, as far as its examples go."""

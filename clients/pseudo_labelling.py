@@ -5,13 +5,14 @@ import copy
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedssl.objectives.objective import UNKNOWN, Objective, PseudoLabels
+from clients.local_training import Work
+from fedssl.objectives.objective import UNKNOWN, PseudoLabels
 from fedssl.objectives.pseudo_labels import Targets
 from fedssl.objectives.supervised import classify
 from fedssl.training.diagnostics import PseudoLabelTally
-from fedssl.training.loop import Examples, Stream, make_batch
+from fedssl.training.loop import Examples, make_batch
 
 
 def known_labels(examples: Examples) -> NDArray[np.int64]:
@@ -20,28 +21,24 @@ def known_labels(examples: Examples) -> NDArray[np.int64]:
 
 
 @torch.no_grad()
-def probabilities(
-    model: nn.ModuleDict, objective: Objective, examples: Examples, batch_size: int, stream: Stream
-) -> Tensor:
-    """Return what the classifier of `model` says of each example itself, `[n, num_classes]` on the CPU.
+def probabilities(work: Work, batch_size: int) -> Tensor:
+    """Return what the classifier of the model says of each example itself, `[n, num_classes]` on the CPU.
 
     The model is left in evaluation mode, with which running statistics stay as they came.
 
     Args:
-        model: Holds "backbone" and the classifier.
-        objective: Says which frames of an example are seen.
-        examples: All of the client's.
+        work: With the model that came; the objective says which frames of an example are seen.
         batch_size: Examples that are seen at a time.
-        stream: Names of the client and its round.
     """
-    look = copy.copy(objective)
+    model, examples = work.model, work.examples
+    look = copy.copy(work.objective)
     look.views = ("clean",)
     model.eval()
     device = next(model.parameters()).device
     places = np.arange(len(examples.indices))
     answers = []
     for start in range(0, len(places), batch_size):
-        batch = make_batch(look, examples, places[start : start + batch_size], stream, 0, device)
+        batch = make_batch(look, examples, places[start : start + batch_size], work.stream, 0, device)
         answers.append(classify(model, batch.views[0]).softmax(dim=1).cpu())
     return torch.cat(answers)
 

@@ -4,18 +4,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import nn
 
-from clients.local_training import LocalTraining, Outcome
+from clients.local_training import LocalTraining, Outcome, Work
 from clients.pseudo_labelling import probabilities, tallied, with_known
 from fedssl.checks import within
-from fedssl.memory import Memory
-from fedssl.objectives.objective import UNKNOWN, Objective
+from fedssl.objectives.objective import UNKNOWN
 from fedssl.objectives.pseudo_labels import confident
 from fedssl.objectives.semifl import SemiFL
 from fedssl.seeding import generator
-from fedssl.training.loop import Examples, Stream
-from fedssl.wire import TrainTask
 
 
 @dataclass(frozen=True)
@@ -40,34 +36,27 @@ class SemiFLTraining(LocalTraining):
         super().__post_init__()
         within(0, 1, threshold=self.threshold)
 
-    def train(
-        self,
-        model: nn.ModuleDict,
-        objective: Objective,
-        examples: Examples,
-        task: TrainTask,
-        partition: int,
-        memory: Memory | None = None,
-    ) -> Outcome:
-        """Train `model` in place where there is anything to learn from.
+    def train(self, work: Work) -> Outcome:
+        """Train the model in place where there is anything to learn from.
 
         Raises:
             ValueError: The objective is another.
         """
+        objective, examples, task = work.objective, work.examples, work.task
         if not isinstance(objective, SemiFL):
             raise ValueError(f"client=semifl needs objective=semifl, got {type(objective).__name__}")
         if examples.labelled.all():
-            return super().train(model, objective, examples, task, partition, memory)
-        said = probabilities(model, objective, examples, self.batch_size, Stream(task.seed, partition, task.round))
+            return super().train(work)
+        said = probabilities(work, self.batch_size)
         targets = with_known(examples, confident(said, self.threshold))
         metrics = tallied(examples, targets)
         accepted = np.flatnonzero(targets.weights.numpy())
         if not len(accepted):
             return Outcome(metrics, num_examples=0)
-        rng = generator(task.seed, "mix", partition, task.round)
+        rng = generator(task.seed, "mix", work.partition, task.round)
         places = np.concatenate((accepted, rng.integers(len(targets.labels), size=len(accepted))))
         classes = targets.labels[torch.from_numpy(places)]
         labels = np.where(np.arange(len(places)) < len(accepted), classes.numpy(), UNKNOWN)
         chosen = replace(examples, indices=examples.indices[places], labels=labels, truth=None)
-        outcome = super().train(model, objective.with_partners(classes), chosen, task, partition, memory)
+        outcome = super().train(replace(work, objective=objective.with_partners(classes), examples=chosen))
         return replace(outcome, metrics={**outcome.metrics, **metrics}, num_examples=len(accepted))

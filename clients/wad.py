@@ -11,18 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clients.fedprox import FedProx
-from clients.local_training import Outcome
+from clients.local_training import Outcome, Work
+from clients.pseudo_labelling import known_labels
 from fedssl.arrays import Arrays
 from fedssl.checks import at_least, within
-from fedssl.memory import Memory
 from fedssl.models import bundle
-from fedssl.objectives.objective import UNKNOWN, Objective
+from fedssl.objectives.objective import UNKNOWN
 from fedssl.objectives.pseudo_labels import RULE, Targets
 from fedssl.objectives.semi_supervised import SemiSupervised
 from fedssl.objectives.supervised import Supervised, class_sums, classify
 from fedssl.objectives.wad import Prototypes, Wad
 from fedssl.training.loop import Examples, Stream, make_batch
-from fedssl.wire import TrainTask
 
 CLASSES = "classes"
 PROMOTED = "promoted"
@@ -55,32 +54,26 @@ class WadTraining(FedProx):
         within(0, 1, share=self.share)
         at_least(1, promotions=self.promotions)
 
-    def train(
-        self,
-        model: nn.ModuleDict,
-        objective: Objective,
-        examples: Examples,
-        task: TrainTask,
-        partition: int,
-        memory: Memory | None = None,
-    ) -> Outcome:
-        """Train `model` in place, then promote where it is time; logs the share of all examples that were "promoted".
+    def train(self, work: Work) -> Outcome:
+        """Train the model in place, then promote where it is time; logs the share of all examples that were "promoted".
 
         Raises:
             ValueError: The objective is another, or the server sends no prototypes.
         """
+        model, objective, task, examples = work.model, work.objective, work.task, work.examples
         if not (isinstance(objective, SemiSupervised) and isinstance(objective.rule, Wad)):
             raise ValueError(f"client=wad needs objective=wad, got {type(objective).__name__}")
         if CLASSES not in task.extras:
             raise ValueError("the server sends no means of classes; choose strategy=class_means")
         bundle.load(model, {f"{RULE}.shared_{name}": array for name, array in task.extras[CLASSES].items()})
-        given = np.full(len(examples.indices), UNKNOWN) if examples.labels is None else examples.labels
-        kept = memory.extras[PROMOTED] if memory else {"labels": np.full_like(given, UNKNOWN), "part": np.array(0)}
+        given = known_labels(examples)
+        nothing: Arrays = {"labels": np.full_like(given, UNKNOWN), "part": np.array(0)}
+        kept = work.memory.extras[PROMOTED] if work.memory else nothing
         labels = np.where(given == UNKNOWN, kept["labels"], given)
         examples = replace(examples, labels=labels)
-        outcome = super().train(model, objective, examples, task, partition, memory)
+        outcome = super().train(replace(work, examples=examples))
 
-        stream, part = Stream(task.seed, partition, task.round), self.promotions * task.round // task.num_rounds
+        stream, part = work.stream, self.promotions * task.round // task.num_rounds
         if part > kept["part"]:
             labels = self._promote(model, examples, labels, stream, part)
             examples = replace(examples, labels=labels)

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from clients.local_training import LocalTraining
+from clients.local_training import LocalTraining, Work
 from fedssl.arrays import Arrays
 from fedssl.data.arrays import ArrayDataset
 from fedssl.memory import Memory
@@ -82,7 +82,7 @@ def answer(
 ) -> tuple[LocalUpdate, Memory]:
     """Do what a client does with a task; `model` is its shell."""
     bundle.load(model, procedure.begin(bundle.arrays(model, None), memory, task))
-    outcome = procedure.train(model, objective, examples(number), task, 0, memory)
+    outcome = procedure.train(Work(model, objective, examples(number), task, 0, memory))
     trained = bundle.arrays(model, None)
     shared = {name: trained.pop(name) for name in task.arrays}
     update = LocalUpdate(0, task.round, shared, number, outcome.metrics, outcome.sent)

@@ -13,7 +13,7 @@ from shards import SURE, UNSURE, asked, goes_on_to_the_same_bits, reader, shard
 from test_runs import TINY
 
 from clients.cbafed import CLASSES, CBAFedTraining, balanced_targets, thresholds
-from clients.local_training import LocalTraining, Outcome
+from clients.local_training import LocalTraining, Outcome, Work
 from fedssl.arrays import Arrays
 from fedssl.models import bundle
 from fedssl.objectives.objective import UNKNOWN
@@ -71,7 +71,7 @@ def train(
     examples: Examples, procedure: CBAFedTraining = TRAINING, shares: np.ndarray = EQUAL
 ) -> tuple[Outcome, Arrays]:
     model = reader(OBJECTIVE)
-    outcome = procedure.train(model, OBJECTIVE, examples, asked(model, OBJECTIVE, classes={"shares": shares}), 0)
+    outcome = procedure.train(Work(model, OBJECTIVE, examples, asked(model, OBJECTIVE, classes={"shares": shares}), 0))
     return outcome, bundle.arrays(model, None)
 
 
@@ -119,7 +119,7 @@ def test_a_client_that_knows_all_of_its_labels_counts_with_all_of_them() -> None
 
 def after_epochs(epochs: int) -> Arrays:
     model = reader(OBJECTIVE)
-    LocalTraining(sgd(0.1), epochs, 2).train(model, OBJECTIVE, LABELLED, asked(model, OBJECTIVE), 0)
+    LocalTraining(sgd(0.1), epochs, 2).train(Work(model, OBJECTIVE, LABELLED, asked(model, OBJECTIVE), 0))
     return bundle.arrays(model, None)
 
 
@@ -151,9 +151,9 @@ def test_without_a_residual_it_is_local_training() -> None:
 def test_what_does_not_go_together_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = reader(OBJECTIVE)
     with pytest.raises(ValueError, match=r"client=cbafed needs objective=supervised objective\.labelled_only=false"):
-        TRAINING.train(model, Supervised(), LABELLED, asked(model, OBJECTIVE), 0)
+        TRAINING.train(Work(model, Supervised(), LABELLED, asked(model, OBJECTIVE), 0))
     with pytest.raises(ValueError, match="client=cbafed needs strategy=cbafed: the server sent no shares"):
-        TRAINING.train(model, OBJECTIVE, LABELLED, asked(model, OBJECTIVE), 0)
+        TRAINING.train(Work(model, OBJECTIVE, LABELLED, asked(model, OBJECTIVE), 0))
     assert main([*TINY, "engine=local", "strategy=cbafed", f"run_dir={tmp_path / 'run'}"]) == 2
     assert "strategy=cbafed needs an objective with a classifier" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -10,6 +10,7 @@ from batches import batch_of
 from torch import Tensor, nn
 
 from clients.fedirm import FedIRMTraining
+from clients.local_training import Work
 from fedssl.data.arrays import ArrayDataset
 from fedssl.models import bundle
 from fedssl.objectives.fedirm import FedIRM, relation_divergence, relation_rows
@@ -218,7 +219,7 @@ def client(task: TrainTask, labels: list[int], partition: int) -> tuple[LocalUpd
     encoder = Pixels(4)
     model = nn.ModuleDict({"backbone": encoder, **OBJECTIVE.build(encoder, Population(9, CLASSES))})
     bundle.load(model, TRAINING.begin(bundle.arrays(model, None), None, task))
-    outcome = TRAINING.train(model, OBJECTIVE, examples(labels), task, partition)
+    outcome = TRAINING.train(Work(model, OBJECTIVE, examples(labels), task, partition))
     arrays = bundle.arrays(model, ["classifier"])
     return LocalUpdate(partition, task.round, arrays, len(labels), outcome.metrics, outcome.sent), model
 
@@ -251,6 +252,6 @@ def test_the_federations_matrix_is_the_plain_mean_over_the_clients_that_have_a_c
 def test_what_does_not_go_together_is_refused_by_name() -> None:
     task = TrainTask(1, 1, 0, {})
     with pytest.raises(ValueError, match="client=fedirm needs strategy=fedirm: the server sent no relation matrix"):
-        TRAINING.train(nn.ModuleDict(), OBJECTIVE, examples([0]), task, 0)
+        TRAINING.train(Work(nn.ModuleDict(), OBJECTIVE, examples([0]), task, 0))
     with pytest.raises(ValueError, match="client=fedirm needs objective=fedirm, got MeanTeacher"):
-        TRAINING.train(nn.ModuleDict(), MeanTeacher(), examples([0]), task, 0)
+        TRAINING.train(Work(nn.ModuleDict(), MeanTeacher(), examples([0]), task, 0))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from clients.fedmatch import EMBEDDING, FedMatchTraining, noise
 from clients.fedprox import FedProx
+from clients.local_training import Work
 from fedssl.arrays import Arrays
 from fedssl.models import bundle
 from fedssl.models.image import small_resnet
@@ -245,7 +246,7 @@ def received(model: nn.ModuleDict, **extras: Arrays):  # noqa: ANN201
 
 def test_a_client_sends_what_its_trained_network_says_of_noise() -> None:
     model, objective = reader(FedMatch()), FedMatch()
-    outcome = TRAINING.train(model, objective, shard([SURE] * 3, labels=[0, -1, -1]), received(model), 0)
+    outcome = TRAINING.train(Work(model, objective, shard([SURE] * 3, labels=[0, -1, -1]), received(model), 0))
     said = outcome.sent[EMBEDDING]["probabilities"]
     image = noise(0, torch.zeros(1, 3, 1, 1, 1))
     torch.testing.assert_close(torch.tensor(said), classify(model, image).softmax(dim=1)[0])
@@ -271,7 +272,9 @@ def test_two_helpers_outvote_the_client() -> None:
 
     def right(**extras: Arrays) -> float:
         fresh = reader(FedMatch())
-        return TRAINING.train(fresh, objective, examples, received(fresh, **extras), 0).metrics["pseudo-label accuracy"]
+        return TRAINING.train(Work(fresh, objective, examples, received(fresh, **extras), 0)).metrics[
+            "pseudo-label accuracy"
+        ]
 
     assert right() == 0
     assert right(helper0=other) == 0  # one against one
@@ -282,14 +285,14 @@ def test_another_client_rule_sees_the_trained_and_exchanged_psi_alone() -> None:
     model, objective = reader(FedMatch()), FedMatch()
     task = received(model)
     assert {name.split(".")[0] for name in task.arrays} == {"classifier", PSI}  # this backbone has no parameters
-    outcome = FedProx(sgd(0.001), mu=1.0).train(model, objective, shard([SURE] * 3), task, 0)
+    outcome = FedProx(sgd(0.001), mu=1.0).train(Work(model, objective, shard([SURE] * 3), task, 0))
     assert outcome.metrics["penalty"] >= 0
 
 
 def test_what_does_not_go_together_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = reader(FedMatch())
     with pytest.raises(ValueError, match="client=fedmatch needs objective=fedmatch, got Supervised"):
-        TRAINING.train(model, Supervised(), shard([SURE]), received(model), 0)
+        TRAINING.train(Work(model, Supervised(), shard([SURE]), received(model), 0))
     assert main([*TINY, "engine=local", "strategy=fedmatch", f"run_dir={tmp_path / 'run'}"]) == 2
     assert "strategy=fedmatch needs objective=fedmatch" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -16,6 +16,7 @@ from test_runs import TINY, result
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clients.local_training import Work
 from clients.orchestra import OrchestraTraining
 from fedssl.data.arrays import ArrayDataset
 from fedssl.memory import Memory
@@ -304,7 +305,7 @@ def task(bundled: nn.ModuleDict, centroids: np.ndarray | None, round_number: int
 def test_without_centroids_a_client_only_clusters_with_the_model_that_came() -> None:
     bundled = model()
     asked = task(bundled, None)
-    outcome = TRAINING.train(bundled, OBJECTIVE, examples(), asked, partition=0)
+    outcome = TRAINING.train(Work(bundled, OBJECTIVE, examples(), asked, partition=0))
     after = bundle.arrays(bundled, None)
     assert all(np.array_equal(array, after[name]) for name, array in asked.arrays.items())
     assert outcome.metrics == {}
@@ -319,7 +320,7 @@ def test_a_client_trains_towards_the_centroids_that_came_and_sends_its_own() -> 
     asked = task(bundled, np.eye(4, dtype=np.float32)[:3], round_number=2)
     bundle.load(bundled, TRAINING.begin(bundle.arrays(bundled, None), None, asked))
     assert torch.equal(bundled["centroids"].weight, torch.eye(4)[:3])
-    outcome = TRAINING.train(bundled, OBJECTIVE, examples(), asked, partition=0)
+    outcome = TRAINING.train(Work(bundled, OBJECTIVE, examples(), asked, partition=0))
     assert outcome.metrics["num-steps"] == 2
     assert not np.array_equal(bundle.arrays(bundled, None)["head.weight"], asked.arrays["head.weight"])
     assert outcome.sent["centroids"]["local"].shape == (3, 4)
@@ -329,7 +330,7 @@ def test_a_client_trains_towards_the_centroids_that_came_and_sends_its_own() -> 
 def test_a_client_that_remembers_a_bank_does_not_fill_it_again() -> None:
     bundled = model()
     OBJECTIVE.bank(bundled).write(torch.eye(4))
-    TRAINING.train(bundled, OBJECTIVE, examples(), task(bundled, None), partition=0, memory=Memory())
+    TRAINING.train(Work(bundled, OBJECTIVE, examples(), task(bundled, None), partition=0, memory=Memory()))
     assert torch.equal(OBJECTIVE.bank(bundled).rows(), torch.eye(4))
 
 
@@ -338,9 +339,9 @@ def test_what_does_not_go_together_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="the server sends no centroids; choose strategy=orchestra"):
         TRAINING.begin({}, None, replace(task(bundled, None), extras={}))
     with pytest.raises(ValueError, match="client=orchestra needs objective=orchestra, got Cvrl"):
-        TRAINING.train(bundled, Cvrl(), examples(), task(bundled, None), partition=0)
+        TRAINING.train(Work(bundled, Cvrl(), examples(), task(bundled, None), partition=0))
     with pytest.raises(ValueError, match="local_clusters must be at most the 2 features"):
-        TRAINING.train(bundled, OBJECTIVE, examples(2), task(bundled, None), partition=0)
+        TRAINING.train(Work(bundled, OBJECTIVE, examples(2), task(bundled, None), partition=0))
     with pytest.raises(ValueError, match=r"centroids\.weight must have shape \(3, 4\), got \(5, 4\)"):
         bundle.load(bundled, TRAINING.begin({}, None, task(bundled, np.zeros((5, 4), np.float32))))
 

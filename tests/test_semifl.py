@@ -12,22 +12,25 @@ from batches import batch_of
 from quadratics import sgd
 from scipy.stats import beta
 from shards import SURE, UNSURE, asked, goes_on_to_the_same_bits, reader, shard
-from torch import Tensor
+from torch import Tensor, nn
 
-from clients.local_training import LocalTraining
+from clients.local_training import LocalTraining, Work
 from clients.pseudo_labelling import probabilities
 from clients.semifl import SemiFLTraining
 from fedssl.config import build, load
 from fedssl.models import bundle
 from fedssl.models.image import small_resnet
-from fedssl.objectives.objective import UNKNOWN, Batch, Population, Step
+from fedssl.objectives.objective import UNKNOWN, Batch, Objective, Population, Step
 from fedssl.objectives.semifl import SemiFL, mixed_cross_entropy
 from fedssl.objectives.supervised import Supervised
-from fedssl.training.loop import Stream
+from fedssl.training.loop import Examples
 from fedssl.wire import LocalUpdate
 
 TRAINING = SemiFLTraining(sgd(0.1), batch_size=4)
-STREAM = Stream(0, 0, 1)
+
+
+def work(model: nn.ModuleDict, objective: Objective, examples: Examples) -> Work:
+    return Work(model, objective, examples, asked(model, objective), 0)
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -96,25 +99,25 @@ def test_without_partners_only_light_views_with_labels_cost(labels: list[int]) -
 
 def test_the_whole_shard_is_labelled_by_the_model_that_came_whatever_the_batches() -> None:
     examples, objective = shard([SURE, UNSURE, (0.0, 0.0, 1.0)]), SemiFL()
-    said = probabilities(reader(objective), objective, examples, 2, STREAM)
+    said = probabilities(work(reader(objective), objective, examples), 2)
     odds = exp(10 * 26 / 255)
     expected = [1 / (1 + 2 * exp(-10)), odds / (odds + 2), 1 / (1 + 2 * exp(-10))]
     torch.testing.assert_close(said.max(dim=1).values, torch.tensor(expected))
     assert said.argmax(dim=1).tolist() == [0, 1, 2]
-    assert torch.equal(said, probabilities(reader(objective), objective, examples, 3, STREAM))
+    assert torch.equal(said, probabilities(work(reader(objective), objective, examples), 3))
 
 
 def test_labelling_leaves_running_statistics_as_they_came() -> None:
     model = bundle.build_bundle(lambda: small_resnet(in_channels=3, width=4), SemiFL(), 0, Population(0, 3))
     before = bundle.arrays(model, None)
-    probabilities(model, SemiFL(), shard([SURE] * 4), 2, STREAM)
+    probabilities(work(model, SemiFL(), shard([SURE] * 4)), 2)
     assert all(np.array_equal(array, before[name]) for name, array in bundle.arrays(model, None).items())
 
 
 def test_sure_examples_are_accepted_and_counted_against_the_truth() -> None:
     examples = shard([SURE, UNSURE, SURE, SURE], truth=[0, 1, 0, 2])
     model = reader(SemiFL())
-    outcome = TRAINING.train(model, SemiFL(), examples, asked(model, SemiFL()), 0)
+    outcome = TRAINING.train(Work(model, SemiFL(), examples, asked(model, SemiFL()), 0))
     assert outcome.num_examples == 3
     assert outcome.metrics["pseudo-label coverage"] == pytest.approx(3 / 4)
     assert outcome.metrics["pseudo-label accuracy"] == pytest.approx(2 / 3)
@@ -124,7 +127,7 @@ def test_sure_examples_are_accepted_and_counted_against_the_truth() -> None:
 def test_a_client_without_a_sure_example_has_nothing_to_contribute_and_leaves_the_model_as_it_came() -> None:
     model = reader(SemiFL())
     before = bundle.arrays(model, None)
-    outcome = TRAINING.train(model, SemiFL(), shard([UNSURE] * 3), asked(model, SemiFL()), 0)
+    outcome = TRAINING.train(Work(model, SemiFL(), shard([UNSURE] * 3), asked(model, SemiFL()), 0))
     assert outcome.num_examples == 0
     assert outcome.metrics == {"pseudo-label coverage": 0.0}
     assert all(np.array_equal(array, before[name]) for name, array in bundle.arrays(model, None).items())
@@ -148,7 +151,7 @@ def test_partners_are_as_many_and_come_from_all_examples_with_what_they_are_take
     objective = Heard()
     model = reader(objective)
     points = [SURE] * 8 + [UNSURE] * 8
-    replace(TRAINING, epochs=2).train(model, objective, shard(points), asked(model, objective), 0)
+    replace(TRAINING, epochs=2).train(Work(model, objective, shard(points), asked(model, objective), 0))
     assert len(objective.pairs) == 16  # 8 accepted in each of two epochs
     assert all(point == list(SURE) and label == 0 for point, label, _, _ in objective.pairs)
     partners = {(tuple(round(value, 1) for value in point), label) for _, _, point, label in objective.pairs}
@@ -159,7 +162,7 @@ def test_labels_that_a_client_knows_are_kept() -> None:
     objective = Heard()
     model = reader(objective)
     examples = shard([SURE, UNSURE, UNSURE], labels=[2, 1, UNKNOWN])
-    outcome = TRAINING.train(model, objective, examples, asked(model, objective), 0)
+    outcome = TRAINING.train(Work(model, objective, examples, asked(model, objective), 0))
     assert outcome.num_examples == 2
     assert {(round(point[0]), label) for point, label, _, _ in objective.pairs} == {(1, 2), (0, 1)}
     assert outcome.metrics["pseudo-label coverage"] == 0.0  # of the one without a label
@@ -169,7 +172,7 @@ def test_a_client_that_knows_all_of_its_labels_learns_from_them_alone() -> None:
     examples, trained = shard([SURE, UNSURE, SURE], labels=[2, 1, 0]), []
     for procedure in (TRAINING, LocalTraining(sgd(0.1), batch_size=4)):
         model = reader(SemiFL())
-        assert procedure.train(model, SemiFL(), examples, asked(model, SemiFL()), 0).num_examples is None
+        assert procedure.train(Work(model, SemiFL(), examples, asked(model, SemiFL()), 0)).num_examples is None
         trained.append(bundle.arrays(model, None))
     assert all(np.array_equal(array, trained[1][name]) for name, array in trained[0].items())
 
@@ -177,7 +180,7 @@ def test_a_client_that_knows_all_of_its_labels_learns_from_them_alone() -> None:
 def test_the_truth_changes_no_bit_of_the_model() -> None:
     def trained(truth: list[int] | None) -> dict:
         model = reader(SemiFL())
-        TRAINING.train(model, SemiFL(), shard([SURE, UNSURE, SURE], truth=truth), asked(model, SemiFL()), 0)
+        TRAINING.train(Work(model, SemiFL(), shard([SURE, UNSURE, SURE], truth=truth), asked(model, SemiFL()), 0))
         return bundle.arrays(model, None)
 
     assert all(np.array_equal(array, trained([2, 2, 1])[name]) for name, array in trained(None).items())
@@ -186,7 +189,7 @@ def test_the_truth_changes_no_bit_of_the_model() -> None:
 def test_another_objective_is_refused() -> None:
     model = reader(SemiFL())
     with pytest.raises(ValueError, match="client=semifl needs objective=semifl, got Supervised"):
-        TRAINING.train(model, Supervised(), shard([SURE]), asked(model, SemiFL()), 0)
+        TRAINING.train(Work(model, Supervised(), shard([SURE]), asked(model, SemiFL()), 0))
 
 
 def test_a_bad_setting_is_named() -> None:

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from test_resume import interrupt_after
 from torch import Tensor, nn
 
+from clients.local_training import Work
 from clients.wad import WadTraining, num_promoted, surest
 from fedssl.config import build, load
 from fedssl.data.arrays import ArrayDataset
@@ -229,7 +230,7 @@ TRAINING = WadTraining(partial(torch.optim.SGD, lr=0.01), batch_size=4, share=1.
 def test_a_client_sends_the_sums_of_its_labelled_examples_as_the_teacher_sees_them(teacher: str) -> None:
     objective, model = made(teacher)
     held = examples([0, UNKNOWN, 2, 0, UNKNOWN, 0])
-    outcome = replace(TRAINING, share=0.0).train(model, objective, held, asked(model), 0)
+    outcome = replace(TRAINING, share=0.0).train(Work(model, objective, held, asked(model), 0))
     sent, frozen = outcome.sent["classes"], encoder(seed=5).eval()
     assert (sent["sums"].dtype, sent["counts"].dtype) == (np.float32, np.float32)
     assert sent["counts"].tolist() == [3, 0, 1]
@@ -245,10 +246,10 @@ def test_a_client_sends_the_sums_of_its_labelled_examples_as_the_teacher_sees_th
 def test_a_client_without_labels_learns_from_prototypes_that_came_and_sends_none(teacher: str) -> None:
     objective, model = made(teacher)
     held = examples([UNKNOWN] * 6)
-    nothing = replace(TRAINING, share=0.0).train(model, objective, held, asked(model), 0)
+    nothing = replace(TRAINING, share=0.0).train(Work(model, objective, held, asked(model), 0))
     assert nothing.metrics["loss"] == 0
     assert nothing.metrics["pseudo-label coverage"] == 0
-    outcome = replace(TRAINING, share=0.0).train(model, objective, held, asked(model, count=5.0), 0)
+    outcome = replace(TRAINING, share=0.0).train(Work(model, objective, held, asked(model, count=5.0), 0))
     assert outcome.metrics["loss"] > 0
     assert outcome.metrics["pseudo-label coverage"] == 1
     assert outcome.sent["classes"]["counts"].tolist() == [0, 0, 0]
@@ -260,7 +261,7 @@ def test_promoted_examples_keep_the_teachers_label_train_as_labelled_and_count(
 ) -> None:
     objective, model = made(teacher)
     held = examples([1, *[UNKNOWN] * 8])
-    first = TRAINING.train(model, objective, held, asked(model, 1, 2, count=5.0), 0)
+    first = TRAINING.train(Work(model, objective, held, asked(model, 1, 2, count=5.0), 0))
     kept = first.kept["promoted"]
     new = kept["labels"]
     assert (new != UNKNOWN).sum() == 2  # (1 - 1/2)^2 of 8
@@ -275,7 +276,7 @@ def test_promoted_examples_keep_the_teachers_label_train_as_labelled_and_count(
         learned.update(zip(labelled.places.tolist(), labels.tolist(), strict=True))
 
     monkeypatch.setattr(Wad, "learn", learn)
-    second = TRAINING.train(model, objective, held, asked(model, 2, 2, count=5.0), 0, Memory(extras=first.kept))
+    second = TRAINING.train(Work(model, objective, held, asked(model, 2, 2, count=5.0), 0, Memory(extras=first.kept)))
     assert learned == {0: 1, **{int(place): int(new[place]) for place in np.flatnonzero(new != UNKNOWN)}}
     assert np.array_equal(second.kept["promoted"]["labels"], new)  # the last part promotes none
     assert held.labels is not None
@@ -292,7 +293,9 @@ def test_a_part_is_promoted_once_and_by_a_client_that_was_away_when_it_is_back(t
     training, memory = replace(TRAINING, share=0.5, promotions=4), None
     counts = []
     for number in (1, 3, 4, 5, 8):  # parts end with rounds 2, 4, 6 and 8
-        outcome = training.train(model, objective, examples([UNKNOWN] * 16), asked(model, number, 8, 5.0), 0, memory)
+        outcome = training.train(
+            Work(model, objective, examples([UNKNOWN] * 16), asked(model, number, 8, 5.0), 0, memory)
+        )
         memory = Memory(extras=outcome.kept)
         counts.append(int((outcome.kept["promoted"]["labels"] != UNKNOWN).sum()))
     # part 1 in round 3: 1/2 * (3/4)^2 of 16; part 2 in round 4: 1/2 * (1/2)^2 of 12; part 4 in round 8: none
@@ -302,12 +305,12 @@ def test_a_part_is_promoted_once_and_by_a_client_that_was_away_when_it_is_back(t
 def test_what_does_not_go_together_is_refused_by_name(teacher: str) -> None:
     objective, model = made(teacher)
     with pytest.raises(ValueError, match="client=wad needs objective=wad, got Supervised"):
-        TRAINING.train(model, Supervised(), examples([0] * 4), asked(model), 0)
+        TRAINING.train(Work(model, Supervised(), examples([0] * 4), asked(model), 0))
     with pytest.raises(ValueError, match="the server sends no means of classes; choose strategy=class_means"):
-        TRAINING.train(model, objective, examples([0] * 4), replace(asked(model), extras={}), 0)
+        TRAINING.train(Work(model, objective, examples([0] * 4), replace(asked(model), extras={}), 0))
     other = {"classes": {"means": np.zeros((CLASSES, 2), np.float32), "counts": np.zeros(CLASSES, np.float32)}}
     with pytest.raises(ValueError, match=r"rule\.shared_means must have shape"):
-        TRAINING.train(model, objective, examples([0] * 4), replace(asked(model), extras=other), 0)
+        TRAINING.train(Work(model, objective, examples([0] * 4), replace(asked(model), extras=other), 0))
 
 
 @pytest.mark.parametrize(("name", "value"), [("share", 1.5), ("promotions", 0)])

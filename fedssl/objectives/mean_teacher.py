@@ -37,8 +37,8 @@ class MeanTeacher(Objective):
 
     The teacher is the plain mean of the networks after each step, and an exponential one from where its momentum
     reaches the limit. It stays on the client and goes on from where it was when a new model comes. A batch may hold
-    labelled examples alone, unlabelled ones alone, or both. With a ramp, a client's first step of all takes itself for
-    the first of the run, see `SemiSupervised`.
+    labelled examples alone, unlabelled ones alone, or both. With a ramp, the first step of a
+    round still has the weight of the client's last one, see `SemiSupervised`.
 
     Args:
         weight: Of the distance, which is a mean over the unlabelled examples of a batch.

@@ -7,12 +7,13 @@ Representations Revisited".
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from fedssl.objectives.queue import unit
 
 
 def cosines(features: Tensor) -> Tensor:
     """Return the cosine of every two rows `[batch, batch]` of `features` `[batch, dim]`, in float32 or better."""
-    rows = F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)
+    rows = unit(features)
     return rows @ rows.T
 
 

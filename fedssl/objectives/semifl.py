@@ -28,7 +28,8 @@ class SemiFL(Objective):
     that knows all of its own.
 
     Args:
-        mix_alpha: Each mixture has the share lambda ~ Beta(mix_alpha, mix_alpha) of the accepted example.
+        mix_alpha: Each mixture has a share lambda ~ Beta(mix_alpha, mix_alpha) of the accepted example; the authors'
+            code draws one share for a whole batch.
 
     Raises:
         ValueError: If an argument is out of range.
