@@ -56,15 +56,16 @@ METHODS: Mapping[str, Sequence[str]] = {
     "Twin-sight, FreeMatch": [TWIN, "rule@objective.rule=freematch"],
 }
 VARIANTS: Mapping[str, Sequence[str]] = {
-    "lower bound, two clients a round, as many as otherwise know labels": ["cohort=2"],
-    "labelled clients count half": [TWIN, "strategy=labelled_share"],
-    "labelled clients count 0.8": [TWIN, "strategy=labelled_share", "strategy.labelled_share=0.8"],
-    "neighbours count 62 (as in the public code)": [TWIN, "objective.neighbour_weight=62"],
-    "no pseudo-labels (public code)": [TWIN, "objective.reference_compat=[no_pseudo_labels]"],
-    "swapped views (public code)": [TWIN, "objective.reference_compat=[swapped_views]"],
-    "one network": [TWIN, "objective.single_network=true"],
-    "BYOL": [TWIN, "objective@objective.host=byol"],
-    "the twin has a say (SUMMIT, entropy)": [TWIN, "objective.fusion=entropy"],
+    "Lower bound, two clients a round, as many as otherwise know labels": ["cohort=2"],
+    "Lower bound, group normalisation": ["model.norm=group"],
+    "Twin-sight, group normalisation": [TWIN, "model.norm=group"],
+    "Twin-sight, labelled clients count half": [TWIN, "strategy=labelled_share"],
+    "Twin-sight, labelled clients count 0.8": [TWIN, "strategy=labelled_share", "strategy.labelled_share=0.8"],
+    "Twin-sight, neighbours count 62 (as in the public code)": [TWIN, "objective.neighbour_weight=62"],
+    "Twin-sight, no pseudo-labels (public code)": [TWIN, "objective.reference_compat=[no_pseudo_labels]"],
+    "Twin-sight, swapped views (public code)": [TWIN, "objective.reference_compat=[swapped_views]"],
+    "Twin-sight, one network": [TWIN, "objective.single_network=true"],
+    "Twin-sight, BYOL": [TWIN, "objective@objective.host=byol"],
 }
 """What Twin-sight's parts do: each takes the settings that Twin-sight itself was tuned to."""
 NO_UNLABELLED = (UPPER, LOWER, "FedProx, labelled clients", "Two stages: SimCLR, then the lower bound")
@@ -292,7 +293,7 @@ def draw(study: Study, chosen: Mapping[str, Setting], seeds: Sequence[int], out:
         panel.set_axis_off()
     figure.supxlabel("round", fontsize=9)
     figure.supylabel("test accuracy: the method with its range, grey upper bound, orange lower bound", fontsize=9)
-    figure.savefig(out, dpi=80)
+    figure.savefig(out, dpi=64)
 
 
 def main() -> None:
