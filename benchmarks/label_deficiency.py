@@ -63,9 +63,7 @@ VARIANTS: Mapping[str, Sequence[str]] = {
     "Twin-sight, labelled clients count 0.8": [TWIN, "strategy=labelled_share", "strategy.labelled_share=0.8"],
     "Twin-sight, neighbours count 62 (as in the public code)": [TWIN, "objective.neighbour_weight=62"],
     "Twin-sight, no pseudo-labels (public code)": [TWIN, "objective.reference_compat=[no_pseudo_labels]"],
-    "Twin-sight, swapped views (public code)": [TWIN, "objective.reference_compat=[swapped_views]"],
     "Twin-sight, one network": [TWIN, "objective.single_network=true"],
-    "Twin-sight, BYOL": [TWIN, "objective@objective.host=byol"],
 }
 """What Twin-sight's parts do: each takes the settings that Twin-sight itself was tuned to."""
 NO_UNLABELLED = (UPPER, LOWER, "FedProx, labelled clients", "Two stages: SimCLR, then the lower bound")
