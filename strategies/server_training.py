@@ -34,9 +34,8 @@ def teacher(workspace: Workspace) -> Callable[[Arrays, int], Arrays] | None:
     examples = Examples(train, indices, build(config, "augmentation"), labels, labels)
     smallest = workspace.objective.min_batch
     if min(len(indices), client.batch_size) < smallest:
-        raise ConfigError(
-            f"labels.num_labels={len(indices)}: must be at least the objective's smallest batch, {smallest}"
-        )
+        least = f"must be at least {smallest}, the objective's smallest batch"
+        raise ConfigError(f"labels.num_labels={len(indices)}: {least}")
     model: nn.ModuleDict = copy.deepcopy(workspace.model)  # the other may be evaluated at the same time
 
     def teach(merged: Arrays, round_number: int) -> Arrays:

@@ -107,9 +107,9 @@ def test_what_is_no_run_or_no_whole_encoder_gets_one_line(tmp_path: Path, capsys
     (tmp_path / ENCODER).unlink()
     encoder = write_run(tmp_path, RESNET, IMAGES)
     shared = {name: tensor.numpy() for name, tensor in encoder.state_dict().items() if "bn1" not in name}
-    RunDirectory(tmp_path).write_encoder(shared)
+    RunDirectory(tmp_path).write_tensors(shared, ENCODER)
     assert "body.bn1.bias is missing; with batch_norm=local, clients keep it" in refusal(tmp_path, capsys)
     wrong = {name: tensor.numpy()[..., :1] for name, tensor in encoder.state_dict().items() if tensor.ndim}
     wrong |= {name: tensor.numpy() for name, tensor in encoder.state_dict().items() if not tensor.ndim}
-    RunDirectory(tmp_path).write_encoder(wrong)
+    RunDirectory(tmp_path).write_tensors(wrong, ENCODER)
     assert "does not fit the encoder of config.yaml" in refusal(tmp_path, capsys)
