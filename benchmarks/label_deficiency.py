@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -291,7 +292,7 @@ def draw(study: Study, chosen: Mapping[str, Setting], seeds: Sequence[int], out:
                 panel.fill_between(
                     curves[0][0], values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, linewidth=0
                 )
-        panel.set_title(method, fontsize=8)
+        panel.set_title(textwrap.fill(method, 38), fontsize=8)
         panel.tick_params(labelsize=7)
     for panel in panels[len(others) :]:
         panel.set_axis_off()
