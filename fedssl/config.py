@@ -372,6 +372,8 @@ def _name(hint: Any) -> str:  # noqa: ANN401
         return "one of " + ", ".join(map(str, get_args(hint)))
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(_name(argument) for argument in get_args(hint))
+    if get_origin(hint) in (tuple, list, Sequence):
+        return f"a list, each {_name(get_args(hint)[0])}"
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", NoneType: "null"}
     return names.get(hint, str(hint))
 
@@ -391,8 +393,9 @@ def _explain(error: Exception, words: Sequence[str]) -> str:
         key, equals, value = word.partition("=")
         if not equals:
             return f"{word}: not of the form key=value"
-        if key in options and value not in options[key]:
-            return f"{key}={value}: no such option; allowed: {', '.join(options[key])}"
+        group = key.partition("@")[0]  # group@place puts an option where a part of another one is
+        if group in options and value not in options[group]:
+            return f"{key}={value}: no such option; allowed: {', '.join(options[group])}"
     chosen = [word for word in words if word.partition("=")[0] in options]
     try:
         base = compose("config", overrides=chosen)

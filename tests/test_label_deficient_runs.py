@@ -266,6 +266,14 @@ def test_an_encoder_of_another_shape_is_refused(tmp_path: Path, capsys: pytest.C
             "client_evaluation: client 2 knows no label, and the objective needs one",
         ),
         (["objective=simclr", "strategy=fedmatch"], "strategy=fedmatch needs objective=fedmatch"),
+        (
+            ["objective=fixmatch", "rule@objective.rule=nobody"],
+            "rule@objective.rule=nobody: no such option; allowed: fixed_threshold",
+        ),
+        (
+            ["objective=twinsight", "objective.reference_compat=[xorr]"],
+            "objective.reference_compat=['xorr']: must be a list, each one of xor, swapped_views",
+        ),
     ],
 )
 def test_what_cannot_go_well_is_said_before_anything_runs(
