@@ -49,6 +49,11 @@ class Once:
 ORDERS = [(1, "longest_first"), (2, "by_partition"), (4, "longest_first")]
 
 
+def die_late() -> None:
+    time.sleep(1)  # by then the result before is where it can be fetched without its worker
+    die()
+
+
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -78,7 +83,7 @@ def test_a_client_whose_worker_dies_too_often_fails_by_name(tmp_path: Path) -> N
 
 
 def test_a_result_from_before_the_loss_of_its_worker_counts_and_the_loss_is_that_of_the_next(tmp_path: Path) -> None:
-    with open_grid(Engine("ray", num_workers=1, max_retries=0), Client(Once(tmp_path, die)), 4) as grid:
+    with open_grid(Engine("ray", num_workers=1, max_retries=0), Client(Once(tmp_path, die_late)), 4) as grid:
         assert isinstance(grid, RayGrid)
         task = write_task(TrainTask(2, 2, 0, INITIAL))
         nodes = [grid.node_of(partition) for partition in (0, 1, 2)]
