@@ -105,6 +105,7 @@ BUDGETS = {
         500,
         [
             "model=resnet18",
+            "~model.stem_stride",
             "client.batch_size=64",
             "client.schedule=constant",
             "data.num_train=null",

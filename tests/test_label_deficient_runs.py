@@ -10,6 +10,7 @@ import torch
 from quadratics import Plain
 from torch import Tensor, nn
 
+from benchmarks.label_deficiency import AS_PUBLISHED, BUDGETS, DATASETS, UPPER, Study, data_words
 from fedssl.config import load
 from fedssl.data.arrays import ArrayDataset
 from fedssl.evaluation.transfer import evaluate_run
@@ -299,3 +300,12 @@ def test_an_index_that_stands_at_two_places_gets_two_views() -> None:
     examples = Examples(dataset, np.array([0, 1, 0, 0]), Noise())
     fit(model, objective, examples, lambda p: torch.optim.SGD(p, 0.1), Schedule(1, 4, 1.0, 0.0), Stream(0, 0, 1))
     assert len(set(objective.batches[0].views[0].flatten().tolist())) == 4
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_run_of_the_benchmark_composes(dataset: str, budget: str, tmp_path: Path) -> None:
+    study = Study(data_words(dataset, tmp_path, BUDGETS[budget]), BUDGETS[budget], tmp_path, 1)
+    for method in (UPPER, "Twin-sight"):
+        config = load(study.words((method, 0, AS_PUBLISHED)))
+        assert ("PartialClient" in config.components["labels"]["_target_"]) == (method != UPPER)
