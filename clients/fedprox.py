@@ -1,6 +1,7 @@
 """FedProx: local training that is held near the model that came (Li et al. 2020)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ class FedProx(LocalTraining):
     Raises:
         ValueError: An argument is out of range.
     """
+
+    noised_steps: ClassVar[bool] = True  # the penalty knows the model alone
 
     mu: float = 0.01
 

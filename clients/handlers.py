@@ -2,6 +2,7 @@
 
 from typing import cast
 
+import numpy as np
 from flwr.app import Context, Message
 
 from clients.local_training import LocalTraining, Outcome, Work
@@ -12,7 +13,11 @@ from fedssl.memory import Memory, recall, remember
 from fedssl.models import bundle
 from fedssl.models.encoder import Encoder
 from fedssl.objectives.objective import UNKNOWN
+from fedssl.privacy.example import Sampled
+from fedssl.privacy.mechanism import Mechanism
+from fedssl.privacy.noise import NoiseKey
 from fedssl.training.loop import Examples
+from fedssl.training.private_loop import PrivateSteps
 from fedssl.wire import (
     NUM_LABELLED,
     ClientCard,
@@ -27,6 +32,8 @@ from fedssl.wire import (
 )
 from fedssl.workspace import Workspace, open_workspace
 
+_NOISE = "noise"  # what a client remembers its key under
+
 
 def train(message: Message, context: Context, config: RunConfig) -> Message:
     """Train on this client's examples, answer with the tensors that came, and remember the others.
@@ -37,7 +44,9 @@ def train(message: Message, context: Context, config: RunConfig) -> Message:
     workspace = open_workspace(config)
     task = read_task(message.content)
     partition = _partition(context, workspace)
-    outcome = _work(workspace, task, recall(context), partition)
+    memory = recall(context)
+    key = _noise_key(workspace, memory, task)
+    outcome = _work(workspace, task, memory, partition, key)
     trained = bundle.arrays(workspace.model, None, copy=False)
     if name := not_finite(trained):
         raise FloatingPointError(f"{name} is not finite after training")
@@ -46,9 +55,33 @@ def train(message: Message, context: Context, config: RunConfig) -> Message:
     num_examples = len(labels) if outcome.num_examples is None else outcome.num_examples
     metrics = {**outcome.metrics, NUM_LABELLED: float((labels != UNKNOWN).sum())}
     update = LocalUpdate(partition, task.round, shared, num_examples, metrics, outcome.sent)
+    if workspace.mechanism is not None and key is not None:
+        update = _protected(workspace, update, task, key)
     reply = Message(write_update(update), reply_to=message)
-    remember(context, Memory(trained, outcome.kept))
+    secret = {} if key is None else {_NOISE: {"key": np.frombuffer(key.secret, np.uint8)}}
+    remember(context, Memory(trained, {**outcome.kept, **secret}))
     return reply
+
+
+def _noise_key(workspace: Workspace, memory: Memory | None, task: TrainTask) -> NoiseKey | None:
+    """Return what this client draws its noise from; None where it adds none."""
+    mechanism = workspace.mechanism
+    if mechanism is None or mechanism.at_server:
+        return None
+    if mechanism.noise == "reproducible":
+        return NoiseKey.from_seed(task.seed)
+    kept = memory.extras.get(_NOISE) if memory else None
+    return NoiseKey.fresh() if kept is None else NoiseKey(kept["key"].tobytes())
+
+
+def _protected(workspace: Workspace, update: LocalUpdate, task: TrainTask, key: NoiseKey) -> LocalUpdate:
+    """Return what may leave: no number but the public count, no array beside the model, no statistics."""
+    mechanism = cast(Mechanism, workspace.mechanism)
+    buffers = bundle.buffer_names(workspace.model)
+    path = (update.partition, update.round)
+    arrays = mechanism.sent(task.arrays, update.arrays, buffers, workspace.terms, key, path)
+    metrics = update.metrics if mechanism.metrics == "unprotected" else {}
+    return LocalUpdate(*path, arrays, len(workspace.indices(update.partition)), metrics)
 
 
 def evaluate(message: Message, context: Context, config: RunConfig) -> Message:
@@ -73,7 +106,9 @@ def query(message: Message, context: Context, config: RunConfig) -> Message:
     return Message(write_card(card), reply_to=message)
 
 
-def _work(workspace: Workspace, task: TrainTask, memory: Memory | None, partition: int) -> Outcome:
+def _work(
+    workspace: Workspace, task: TrainTask, memory: Memory | None, partition: int, key: NoiseKey | None
+) -> Outcome:
     """Train the model shell in place."""
     procedure: LocalTraining = build(workspace.config, "client")
     train, indices = workspace.splits.train, workspace.indices(partition)
@@ -81,7 +116,10 @@ def _work(workspace: Workspace, task: TrainTask, memory: Memory | None, partitio
     augmentation = build(workspace.config, "augmentation")
     examples = Examples(train, indices, augmentation, workspace.labels(partition), truth)
     bundle.load(workspace.model, procedure.begin(workspace.initial, memory, task))
-    return procedure.train(Work(workspace.model, workspace.objective, examples, task, partition, memory))
+    private = None
+    if isinstance(workspace.mechanism, Sampled) and key is not None:
+        private = PrivateSteps(workspace.mechanism, workspace.terms, key)
+    return procedure.train(Work(workspace.model, workspace.objective, examples, task, partition, memory, private))
 
 
 def _partition(context: Context, workspace: Workspace) -> int:

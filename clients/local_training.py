@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -12,6 +12,7 @@ from fedssl.checks import at_least
 from fedssl.memory import Memory
 from fedssl.objectives.objective import Objective
 from fedssl.training.loop import Examples, LocalRule, OptimizerFactory, Schedule, Stream, fit
+from fedssl.training.private_loop import PrivateSteps, fit_privately
 from fedssl.wire import TrainTask
 
 
@@ -44,6 +45,7 @@ class Work:
         task: What came.
         partition: The client.
         memory: What it remembers; None on its first participation.
+        private: The mechanism that noises each step; None: steps are as usual.
     """
 
     model: nn.ModuleDict
@@ -52,6 +54,7 @@ class Work:
     task: TrainTask
     partition: int
     memory: Memory | None = None
+    private: PrivateSteps | None = None
 
     @property
     def stream(self) -> Stream:
@@ -70,6 +73,8 @@ class LocalTraining:
         max_grad_norm: Gradients are scaled down to this L2 norm; 0 leaves them.
         schedule: "constant", or "cosine" from the full learning rate to 0 over the rounds of the run.
     """
+
+    noised_steps: ClassVar[bool] = True  # for itself alone: a subclass says it again, once its own steps were looked at
 
     optimizer: OptimizerFactory
     epochs: int = 1
@@ -112,7 +117,8 @@ class LocalTraining:
             raise ValueError(f"settings {sorted(task.settings)} are not known to {type(self).__name__}")
         rule = self.rule(model, objective, memory, task)
         objective.begin_round(model, first=memory is None)
-        metrics = fit(model, objective, work.examples, self.optimizer, self._schedule(task), work.stream, rule)
+        how = (model, objective, work.examples, self.optimizer, self._schedule(task), work.stream)
+        metrics = fit(*how, rule) if work.private is None else fit_privately(*how, work.private, rule)
         return self.end(model, memory, task, metrics)
 
     def _schedule(self, task: TrainTask) -> Schedule:

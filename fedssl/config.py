@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 import fedssl
-from fedssl.checks import above, at_least
+from fedssl.checks import above, at_least, within
 from fedssl.errors import ConfigError
 
 CONF = Path(fedssl.__file__).parent.parent / "conf"
@@ -37,6 +37,7 @@ COMPONENTS = (
     "client_evaluation",
     "tracking",
     "availability",
+    "privacy",
 )
 MISSING = "???"
 Spec = Mapping[str, Any]
@@ -120,6 +121,25 @@ class EarlyStop:
 
 
 @dataclass(frozen=True, slots=True)
+class Canaries:
+    """Examples whose presence is a secret coin, so that an audit can ask the trained encoder for it.
+
+    Attributes:
+        fraction: Share of each client's examples that a coin keeps or leaves out; 0 leaves all of them in.
+        flipped: Whether every coin is turned: the twin run, which trains on what the other leaves out.
+        seed: Names the coins.
+    """
+
+    fraction: float
+    flipped: bool
+    seed: int
+
+    def __post_init__(self) -> None:
+        within(0, 1, fraction=self.fraction)
+        at_least(0, seed=self.seed)
+
+
+@dataclass(frozen=True, slots=True)
 class RunConfig:
     """Everything a run is made from; plain data, so that it travels to workers as it is.
 
@@ -138,6 +158,7 @@ class RunConfig:
         engine: Where clients run.
         checkpoint: What is kept so that a run can go on.
         early_stop: When a run ends before its last round.
+        canaries: Examples whose presence is a secret coin.
         components: Constructor and arguments of each exchangeable part.
         text: The whole configuration as YAML; two runs with the same text are the same run.
     """
@@ -155,6 +176,7 @@ class RunConfig:
     engine: Engine
     checkpoint: Checkpoint
     early_stop: EarlyStop
+    canaries: Canaries
     components: Mapping[str, Spec]
     text: str
 
@@ -173,7 +195,7 @@ _VALUES = (
 )
 _FREE = ("run_dir", "resume", "engine.", "checkpoint.", "tracking.")  # may change when a run goes on
 _BOUND = ("engine.threads_per_client", "engine.num_gpus_per_client")  # these change the bits all the same
-_SECTIONS = {"engine": Engine, "checkpoint": Checkpoint, "early_stop": EarlyStop}
+_SECTIONS = {"engine": Engine, "checkpoint": Checkpoint, "early_stop": EarlyStop, "canaries": Canaries}
 
 
 def load(overrides: Sequence[str] | str) -> RunConfig:

@@ -22,6 +22,8 @@ from fedssl.evaluation.personal import PersonalEvaluation, client_score_names
 from fedssl.models import bundle
 from fedssl.models.encoder_file import read_encoder
 from fedssl.objectives.objective import CLASSIFIER, UNKNOWN, Objective, Population
+from fedssl.privacy.canaries import Canaries, throw
+from fedssl.privacy.mechanism import Mechanism, Setting, Terms
 from fedssl.seeding import generator
 
 _OPEN: dict[str, "Workspace"] = {}
@@ -64,8 +66,22 @@ class Workspace:
         """Example indices of each client; None when every client brings its own examples."""
         if self._dealt is None:
             return None
-        server = self.known.server
-        return [np.setdiff1d(part, server, assume_unique=True) if len(server) else part for part in self._dealt]
+        return [self._without(part, self.known.server) for part in self._dealt]
+
+    @cached_property
+    def canaries(self) -> Canaries | None:
+        """Examples that coins keep or leave out; None where there are none."""
+        setting = self.config.canaries
+        if setting.fraction == 0:
+            return None
+        if self._dealt is None:
+            raise ConfigError(f"canaries.fraction={setting.fraction}: must be 0 with partition=on_device")
+        parts = [self._without(self._divided(client)[0], self.known.server) for client in range(len(self._dealt))]
+        return throw(parts, setting.fraction, setting.seed, flipped=setting.flipped)
+
+    @staticmethod
+    def _without(part: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
+        return part[~np.isin(part, others)] if len(others) else part
 
     @cached_property
     def _dealt(self) -> list[NDArray[np.int64]] | None:
@@ -124,7 +140,8 @@ class Workspace:
     def indices(self, client: int) -> NDArray[np.int64]:
         """Return the examples that `client` trains on in this process."""
         own, known = self._divided(client)[0], self._knowledge(client)
-        own = np.setdiff1d(own, known.server, assume_unique=True) if len(known.server) else own
+        own = self._without(own, known.server)
+        own = own if self.canaries is None else self._without(own, self.canaries.left_out)
         return own[known.labelled[own]] if self.objective.needs_labels else own
 
     def held_out(self, client: int) -> NDArray[np.int64]:
@@ -154,6 +171,50 @@ class Workspace:
         """The local objective."""
         objective: Objective = build(self.config, "objective")
         return objective
+
+    @cached_property
+    def mechanism(self) -> Mechanism | None:
+        """The privacy mechanism; None where nothing is protected."""
+        mechanism: Mechanism | None = build(self.config, "privacy")
+        return mechanism
+
+    @cached_property
+    def protected(self) -> Setting:
+        """What a mechanism has to know of the run."""
+        procedure, config = build(self.config, "client"), self.config
+        restricted = {
+            "availability": config.components["availability"]["_target_"] is not None,
+            "labelled_rounds": config.labelled_rounds > 0,
+        }
+        return Setting(
+            objective=self.objective,
+            model=self.model,
+            batch_norm=config.batch_norm,
+            procedure=procedure,
+            rounds=config.rounds,
+            epochs=procedure.epochs,
+            num_clients=self.num_clients,
+            num_examples=0 if self.parts is None else sum(len(part) for part in self.parts),
+            cohort=config.cohort,
+            fixed_cohort=next((name for name, there in restricted.items() if there), None),
+            shows_clients=config.components["client_evaluation"]["_target_"] is not None,
+        )
+
+    @cached_property
+    def terms(self) -> Terms:
+        """What the mechanism comes to.
+
+        Raises:
+            ConfigError: There is no mechanism, or its noise cannot be found.
+        """
+        if self.mechanism is None:
+            raise ConfigError("privacy=none: has no noise")
+        try:
+            return self.mechanism.terms(self.protected)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(key_first(f"privacy.{error}")) from error
 
     @cached_property
     def model(self) -> nn.ModuleDict:
@@ -254,6 +315,7 @@ def prepare(config: RunConfig) -> Workspace:
     _check_labels(workspace, num_clients)
     _check_held_out(workspace, num_clients)
     _check_norms(workspace)
+    _check_privacy(workspace)
     return workspace
 
 
@@ -284,6 +346,19 @@ def _check_labels(workspace: Workspace, num_clients: int) -> None:
             raise ConfigError(f"quorum={config.quorum}: must be at most the {most} clients that know labels")
     if CLASSIFIER in workspace.model and not num_known + len(known.server):
         raise ConfigError("labels: nobody knows a label, and the objective has a classifier")
+
+
+def _check_privacy(workspace: Workspace) -> None:
+    """Raise ConfigError when a guarantee would not hold."""
+    mechanism, config = workspace.mechanism, workspace.config
+    if mechanism is None:
+        return
+    mechanism.check(workspace.protected)
+    if mechanism.at_server and config.quorum is not None:
+        raise ConfigError(
+            f"quorum={config.quorum}: must be null with privacy=client, a client that fails counts as zero"
+        )
+    workspace.terms  # noqa: B018 - the noise that a target asks for
 
 
 def _check_norms(workspace: Workspace) -> None:

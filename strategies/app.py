@@ -12,14 +12,17 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedssl.arrays import Arrays, sha256
+from fedssl.checkpoint import Bundle
 from fedssl.config import RunConfig, build, key_first, load
 from fedssl.data.deficiency import AllLabels
 from fedssl.data.partition import counts
-from fedssl.errors import ConfigError, DataError, RunError
+from fedssl.errors import ConfigError, DataError, PrivacyError, RunError
 from fedssl.evaluation.images import ImageEvaluation
 from fedssl.models import bundle
 from fedssl.models.encoder import Encoder
 from fedssl.objectives.objective import CLASSIFIER, UNKNOWN
+from fedssl.privacy.account import Account
+from fedssl.privacy.client import Client
 from fedssl.report.html import Held, write_report
 from fedssl.report.progress import Progress
 from fedssl.report.records import RunResult
@@ -28,12 +31,14 @@ from fedssl.report.tracker import Tracker
 from fedssl.report.versions import versions
 from fedssl.simulation.local import LocalGrid
 from fedssl.workspace import Workspace, prepare
+from strategies.averaging import Averaging
 from strategies.base import Federated, Plan
 from strategies.continuation import Saver, find_bundle
 from strategies.recorder import Evaluator, Recorder
 from strategies.server_training import teacher
 
 LOGGER = logging.getLogger("fedssl")
+_PRIVACY = "privacy"  # where a bundle keeps how far the ledger is
 
 app = ServerApp()
 
@@ -58,6 +63,7 @@ class _Run:
             self.strategy.extras(self.initial)  # a rule that does not go with the objective says so here
         except ValueError as error:
             raise ConfigError(key_first(str(error))) from error
+        _check_rule(self.workspace, self.strategy, self.initial)
         self.teach = teacher(self.workspace)
         self.tracker: Tracker | None = build(config, "tracking")
         self.progress = Progress()
@@ -69,16 +75,46 @@ class _Run:
             self.saver.restore(self.saved)
         records = self.saved.records if self.saved else ()
         self.rundir = RunDirectory.reopen(path, records) if goes_on else RunDirectory.create(path, config.text)
+        self.account = _account(self.workspace, self.rundir, self.saved)
         in_background = not isinstance(grid, LocalGrid)
         self.evaluator = Evaluator(lambda arrays: _scores(self.workspace, arrays), config, in_background=in_background)
 
     def strategy_state(self) -> Mapping[str, Any]:
         """Return what the server rule keeps."""
-        return self.strategy.state()
+        return {**self.strategy.state(), **({_PRIVACY: self.account.state()} if self.account else {})}
 
     def seconds(self) -> float:
         """Wall-clock time, that of earlier processes included."""
         return (self.saved.seconds if self.saved else 0.0) + time.monotonic() - self._begun
+
+
+def _account(workspace: Workspace, rundir: RunDirectory, saved: Bundle | None) -> Account | None:
+    """Open the ledger of a run that protects anything."""
+    if workspace.mechanism is None:
+        return None
+    state = saved.strategy[_PRIVACY] if saved else None
+    return Account(workspace.mechanism, workspace.protected, rundir.path, workspace.config.seed, state)
+
+
+def _check_rule(workspace: Workspace, strategy: Federated, initial: Arrays) -> None:
+    """Raise PrivacyError when the server rule asks for more than a mechanism may release."""
+    mechanism = workspace.mechanism
+    if mechanism is None:
+        return
+    rule = type(strategy).__name__
+    if strategy.extras(initial):
+        raise PrivacyError(f"strategy={rule}: needs arrays beside the model, which nobody noises", "PRIV-STATE")
+    if strategy.metrics and mechanism.metrics == "protected":
+        what = f"needs {', '.join(strategy.metrics)} of every client, which is not released; use strategy=fedavg"
+        raise PrivacyError(f"strategy={rule}: {what}", "PRIV-METRIC")
+    if not isinstance(mechanism, Client):
+        return
+    if type(strategy) is not Averaging:
+        what = "is no mean, so noise for a mean does not cover it; use strategy=fedavg, fedavgm or fedadam"
+        raise PrivacyError(f"strategy={rule}: {what}", "PRIV-AGG")
+    if strategy.weights == "examples" and mechanism.weight_cap is None:
+        what = "one large client would move the mean by more than the clip; set strategy.weights=equal, or a"
+        raise PrivacyError(f"strategy.weights=examples: {what} privacy.weight_cap", "PRIV-WEIGHTS")
 
 
 def run_directory(config: RunConfig) -> Path:
@@ -155,8 +191,9 @@ def _train(run: _Run, recorder: Recorder, grid: Grid) -> None:
         teach=run.teach,
         clients_score=None if build(config, "client_evaluation") is None else run.evaluator.due,
         availability=build(config, "availability"),
+        account=run.account,
         history=tuple(recorder.records),
-        state=run.saved.strategy if run.saved else {},
+        state={name: value for name, value in (run.saved.strategy if run.saved else {}).items() if name != _PRIVACY},
     )
 
     try:
@@ -198,14 +235,14 @@ def _result(run: _Run, recorder: Recorder, status: str) -> RunResult:
         model_sha256=sha256(recorder.arrays),
         scores=next((record.scores for record in reversed(records) if record.scores), {}),
         untrained_scores=recorder.untrained,
-        privacy=None,
+        privacy=run.account.statements() if run.account else None,
         clients=run.workspace.num_clients,
         failures=sum(len(record.failures) for record in records),
         seconds=run.seconds(),
         bytes_up=sum(record.bytes_up for record in records),
         bytes_down=sum(record.bytes_down for record in records),
         versions=versions(),
-        stopped_early=recorder.stopped,
+        stopped_early=recorder.stopped or (run.account.stopped if run.account else None),
         best={"round": best.round, score: best.scores[score]} if best and score else None,
         virtual_seconds=sum(clock) if clock else None,
     )

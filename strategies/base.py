@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 
 from fedssl.arrays import Arrays, num_bytes
 from fedssl.errors import RunError
+from fedssl.privacy.account import Account
 from fedssl.report.records import Failure, RoundRecord
 from fedssl.simulation.availability import Attendance, Availability, attend
 from fedssl.simulation.grid import SimulationGrid
@@ -64,6 +65,7 @@ class Plan:
         teach: Trains the merged model on what the server itself holds, after each round; None where it holds nothing.
         clients_score: Says in which rounds every client scores the model, 0 being before the first; None: never.
         availability: Who can be chosen and who leaves, on a virtual clock; None: everyone answers.
+        account: Charges each round before it is trained, and noises where the server does; None protects nothing.
         history: Rounds that are done already, by an earlier process of the same run.
         state: What `Federated.state` returned after the last of them.
     """
@@ -80,6 +82,7 @@ class Plan:
     teach: Callable[[Arrays, int], Arrays] | None = None
     clients_score: Callable[[int], bool] | None = None
     availability: Availability | None = None
+    account: Account | None = None
     history: Sequence[RoundRecord] = ()
     state: Mapping[str, Any] = field(default_factory=dict)
 
@@ -175,12 +178,15 @@ class Federated(ABC):
             begun = time.monotonic()
             attendance = _attendance(roster, plan, round_number, now)
             now += attendance.seconds
+            account = plan.account
+            if account and not account.charge(round_number, [*attendance.present, *attendance.absent]):
+                return
             current, tally = self._round(grid, roster, attendance, current, round_number, plan, listener)
             record = RoundRecord(
                 round=round_number,
                 scores=client_scores(grid, roster, current, round_number) if asks(round_number) else {},
-                metrics=tally.means(),
-                epsilon=None,
+                metrics=tally.means() if account is None or account.shows_metrics else {},
+                epsilon=account.epsilon() if account else None,
                 bytes_up=tally.bytes_up,
                 bytes_down=tally.bytes_down,
                 seconds=time.monotonic() - begun,
@@ -225,9 +231,15 @@ class Federated(ABC):
                 if update is not None and update.num_examples > 0:
                     tally.conflict.add(update)
                     yield update
-            _require_quorum(tally, plan.quorum, attendance, round_number)
+            if not at_server:  # there whoever did not answer counts as zero
+                _require_quorum(tally, plan.quorum, attendance, round_number)
 
+        account = plan.account
+        at_server = account is not None and account.at_server
         stream = updates()
+        if account is not None and at_server:
+            released = account.release(current, stream, round_number, self.buffers, roster.num_examples)
+            stream = iter([released])
         first = next(stream, None)
         merged = dict(current) if first is None else self.merge(current, chain([first], stream), round_number)
         return dict(plan.teach(merged, round_number)) if plan.teach else merged, tally
@@ -259,17 +271,19 @@ def _num_bytes(message: TrainTask | LocalUpdate) -> int:
 def _attendance(roster: Roster, plan: Plan, round_number: int, now: float) -> Attendance:
     """Return the cohort of a round, and who of it answers."""
     model, labelled = plan.availability, round_number <= plan.labelled_rounds
+    drawn = plan.account.draw(round_number) if plan.account else None
 
     def asked(partition: int) -> bool:
-        return roster.takes_part(partition, labelled=labelled)
+        return roster.takes_part(partition, labelled=labelled) and (drawn is None or partition in drawn)
 
+    size = plan.cohort if drawn is None else None
     if model is None:
-        chosen = asked if labelled or plan.needs_labels else None
-        return Attendance(tuple(roster.sample(plan.seed, round_number, plan.cohort, chosen)), {}, 0.0)
+        chosen = asked if labelled or plan.needs_labels or drawn is not None else None
+        return Attendance(tuple(roster.sample(plan.seed, round_number, size, chosen)), {}, 0.0)
     cohort = roster.sample(
         plan.seed,
         round_number,
-        plan.cohort,
+        size,
         lambda partition: model.online(plan.seed, partition, now) and asked(partition),
     )
     sizes = [roster.num_examples(partition) for partition in cohort]

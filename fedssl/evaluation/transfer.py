@@ -42,7 +42,7 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> Comparison:
         ConfigError: It is not the directory of a finished run, or a setting is wrong.
         DataError: The data cannot be used.
     """
-    config = _configuration(run_dir, overrides)
+    config = finished_configuration(run_dir, overrides)
     evaluation = build(config, "evaluation")
     if evaluation is None:
         raise ConfigError("evaluation=none: has no scores, choose another")
@@ -52,7 +52,7 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> Comparison:
     if isinstance(evaluation, ImageEvaluation) and evaluation.classifies:
         return _with_classifier(run_dir, evaluation, workspace)
     untrained_scores = evaluation(encoder, workspace.splits, workspace.device)
-    _fill(encoder, run_dir / ENCODER)
+    fill(encoder, run_dir / ENCODER)
     return Comparison(untrained_scores, evaluation(encoder, workspace.splits, workspace.device))
 
 
@@ -69,12 +69,12 @@ def _with_classifier(run_dir: Path, evaluation: ImageEvaluation, workspace: Work
     bundle.load(model, workspace.initial)
     whole = (cast(Encoder, model[bundle.BACKBONE]), workspace.splits, workspace.device, model[CLASSIFIER])
     untrained = evaluation(*whole)
-    _fill(model[bundle.BACKBONE], run_dir / ENCODER)
-    _fill(model[CLASSIFIER], path)
+    fill(model[bundle.BACKBONE], run_dir / ENCODER)
+    fill(model[CLASSIFIER], path)
     return Comparison(untrained, evaluation(*whole))
 
 
-def _fill(module: nn.Module, path: Path) -> None:
+def fill(module: nn.Module, path: Path) -> None:
     """Load all tensors of `module` from a file; ConfigError unless it has each of them."""
     try:
         tensors = read_encoder(path)
@@ -85,7 +85,7 @@ def _fill(module: nn.Module, path: Path) -> None:
         raise ConfigError(f"{path}: does not fit the model, {error}") from error
 
 
-def _configuration(run_dir: Path, overrides: Sequence[str]) -> RunConfig:
+def finished_configuration(run_dir: Path, overrides: Sequence[str]) -> RunConfig:
     """Return the configuration of a run that has ended."""
     for name in (CONFIG, ENCODER):
         if not (run_dir / name).is_file():

@@ -25,4 +25,4 @@ def answer_step(logits: Tensor, targets: Tensor) -> Step:
         targets: `[batch]` int64 in [0, classes).
     """
     right = (logits.detach().argmax(dim=1) == targets).float().mean()
-    return Step(loss=answer_loss(logits, targets), metrics={"accuracy": float(right)})
+    return Step(loss=answer_loss(logits, targets), metrics={"accuracy": right})

@@ -56,7 +56,7 @@ class Diet(Objective):
         """Return the loss of one view, with "accuracy"."""
         logits: Tensor = model["head"](model["backbone"](batch.views[0]))
         right = (logits.detach().argmax(dim=1) == batch.places).float().mean()
-        return Step(loss=diet(logits, batch.places, self.smoothing), metrics={"accuracy": float(right)})
+        return Step(loss=diet(logits, batch.places, self.smoothing), metrics={"accuracy": right})
 
 
 def diet(logits: Tensor, places: Tensor, smoothing: float) -> Tensor:

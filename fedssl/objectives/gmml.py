@@ -80,7 +80,7 @@ class Gmml(Objective):
         corrupted, pixels = self.corrupt(clips, batch.uniforms)
         encoder = cast(Encoder, model["backbone"])
         predicted: Tensor = model["head"](encoder.feature_map(corrupted))
-        return Step(corrupted_error(predicted, clips, pixels), {"corrupted": float(pixels.float().mean())})
+        return Step(corrupted_error(predicted, clips, pixels), {"corrupted": pixels.float().mean()})
 
     def corrupt(self, clips: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """Return the corrupted clips, and which pixels of each were corrupted `[batch, height, width]` bool.

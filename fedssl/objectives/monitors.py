@@ -8,7 +8,7 @@ _ROWS = 64  # of a batch that are looked at: the rank takes a decomposition in e
 
 
 @torch.no_grad()
-def collapse(embeddings: Tensor) -> dict[str, float]:
+def collapse(embeddings: Tensor) -> dict[str, float | Tensor]:
     """Return how far embeddings are from all being the same, of at most 64 of a batch.
 
     Args:
@@ -19,7 +19,8 @@ def collapse(embeddings: Tensor) -> dict[str, float]:
         spread out, 0 when all are the same; "embedding-rank", the exponential of the entropy of the singular values
         (Roy & Vetterli 2007), from 1 to min(64, batch, dim); "embedding-cosine", the mean cosine of two examples.
     """
-    rows = F.normalize(embeddings[:_ROWS].detach().float(), dim=1)
+    # the decomposition of an embedding that is not finite raises; the loss says so itself
+    rows = F.normalize(embeddings[:_ROWS].detach().float().nan_to_num(0.0, 0.0, 0.0), dim=1)
     number, dim = rows.shape
     values = torch.linalg.svdvals(rows)
     shares = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
@@ -27,7 +28,7 @@ def collapse(embeddings: Tensor) -> dict[str, float]:
     off_diagonal = (rows.sum(dim=0).square().sum() - rows.square().sum()) / max(1, number * (number - 1))
     spread = rows.std(dim=0, unbiased=False).mean() * dim**0.5
     return {
-        "embedding-std": float(spread),
-        "embedding-rank": float(entropy.exp()),
-        "embedding-cosine": float(off_diagonal),
+        "embedding-std": spread,
+        "embedding-rank": entropy.exp(),
+        "embedding-cosine": off_diagonal,
     }

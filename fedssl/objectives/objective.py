@@ -97,14 +97,15 @@ class Step:
 
     Attributes:
         loss: A number with its graph.
-        metrics: Named numbers.
+        metrics: Named numbers, as tensors without dimensions or graphs where they come from tensors: reading one here
+            would forbid to compute the steps of several examples at once.
         pseudo_labels: What unlabelled examples were taken for; whoever knows the truth compares.
         terms: The supervised and the unsupervised part of the loss, with their graphs, where there are both: the
             angle between their gradients is measured once a round.
     """
 
     loss: Tensor
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, float | Tensor]
     pseudo_labels: PseudoLabels | None = None
     terms: tuple[Tensor, Tensor] | None = None
 

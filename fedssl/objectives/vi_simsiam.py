@@ -103,5 +103,5 @@ class ViSimSiam(Objective):
         directions, concentrations = model["predictor"](embeddings)
         others = embeddings.detach().roll(len(embeddings) // 2, dims=0)
         loss = -power_spherical_log_density(others, directions, concentrations).mean() / self.dim
-        metrics = {"concentration": float(concentrations.detach().mean())}
+        metrics = {"concentration": concentrations.detach().mean()}
         return Step(loss=loss, metrics={**metrics, **collapse(embeddings[: len(embeddings) // 2])})

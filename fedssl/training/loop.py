@@ -132,7 +132,7 @@ def fit(
             objective.after_step(model, begun + (end - begun) * done)
             extra = {} if penalty is None else {"penalty": penalty.item()}
             for name, value in {"loss": step.loss.item(), **step.metrics, **extra}.items():
-                logs.setdefault(name, []).append(value)
+                logs.setdefault(name, []).append(float(value))
     means = {name: float(np.mean(values)) for name, values in logs.items() if values}
     return means | tally.shares() | {"num-steps": float(len(logs["loss"]))}
 

@@ -1,0 +1,1 @@
+"""Empirical privacy: attacks that bound a leak from below, beside what accountants promise from above."""

@@ -1,0 +1,230 @@
+"""Client-level privacy at a trusted server: DP-FedAvg with a fixed denominator (McMahan et al. 2018)."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedssl.arrays import Arrays
+from fedssl.checks import above, one_of
+from fedssl.errors import PrivacyError
+from fedssl.privacy.accounting import Adjacency
+from fedssl.privacy.clipping import blocks, change, clip_factor, noised_names, norm
+from fedssl.privacy.mechanism import Mechanism, Setting, Terms, refuse_client_scores, refuse_shared_statistics
+from fedssl.privacy.noise import NoiseKey
+from fedssl.wire import LocalUpdate
+
+LOGGER = logging.getLogger("fedssl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Client(Mechanism):
+    """Each client is drawn by a coin; the server clips every change, and adds noise once, to their sum.
+
+    The sum is divided by what a round expects, never by what came: a client that drops out counts as zero. With a
+    `quantile` the clip follows the norms of the updates (Andrew et al. 2021).
+
+    Attributes:
+        sampling_rate: Probability with which each client is in a round; None is `cohort` of all clients.
+        adjacency: What a neighbouring federation is.
+        amplification: "claim" accounts for the secret draw of clients, "none" as if everybody were in every round.
+        weight_cap: Clients count by their examples, at most by this many; None counts all the same.
+        by_group: Whether each group of tensors ("backbone", "projector", ...) is clipped by itself, all of them to the
+            same share of the clip.
+        quantile: Share of updates that the clip should leave as they are; None keeps the clip.
+        clip_rate: Learning rate of the clip.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    name: ClassVar[str] = "client"
+    unit: ClassVar[str] = "client"
+    at_server: ClassVar[bool] = True
+    adversary = "the other clients and whoever gets the model"
+    released = "the global model of every round"
+
+    sampling_rate: float | None = None
+    adjacency: Adjacency = "add_remove"
+    amplification: Literal["claim", "none"] = "claim"
+    weight_cap: float | None = None
+    by_group: bool = False
+    quantile: float | None = None
+    clip_rate: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of(get_args(Adjacency), adjacency=self.adjacency)
+        one_of(("claim", "none"), amplification=self.amplification)
+        above(0, weight_cap=self.weight_cap, clip_rate=self.clip_rate)
+        if self.sampling_rate is not None and not 0 < self.sampling_rate <= 1:
+            raise ValueError(f"sampling_rate must be above 0 and at most 1, got {self.sampling_rate}")
+        if self.quantile is not None and not 0 < self.quantile < 1:
+            raise ValueError(f"quantile must be above 0 and below 1, got {self.quantile}")
+        if self.quantile is not None and (self.by_group or self.adjacency == "replace_one"):
+            raise ValueError("quantile must be null with by_group or replace_one, got a number")
+
+    @property
+    def neighbours(self) -> Adjacency:
+        """The adjacency that was asked for."""
+        return self.adjacency
+
+    def rate(self, setting: Setting) -> float:
+        """Return the probability with which each client is in a round."""
+        if self.sampling_rate is not None:
+            return self.sampling_rate
+        return 1.0 if setting.cohort is None else setting.cohort / setting.num_clients
+
+    def rate_and_count(self, setting: Setting) -> tuple[float, int]:
+        """Return one release a round."""
+        return (self.rate(setting) if self.amplification == "claim" else 1.0), 1
+
+    def num_units(self, setting: Setting) -> int:
+        """Return the clients."""
+        return setting.num_clients
+
+    def check(self, setting: Setting) -> None:
+        """Raise PrivacyError when clients are not drawn by coins alone, or statistics of their data would get out."""
+        refuse_client_scores(setting, self.metrics)
+        refuse_shared_statistics(setting)
+        if setting.fixed_cohort is not None and self.amplification == "claim" and self.rate(setting) < 1:
+            what = f"{setting.fixed_cohort} restricts who can be drawn; set privacy.amplification=none"
+            raise PrivacyError(f"privacy.amplification=claim: {what}", "PRIV-SAMPLER")
+        if self.sampling_rate is not None and setting.cohort is not None:
+            LOGGER.warning(
+                "cohort=%s: is not used, privacy.sampling_rate=%s draws each client by itself",
+                setting.cohort,
+                self.sampling_rate,
+            )
+
+    def assumptions(self) -> tuple[str, ...]:
+        """Return what must be true for the guarantee to hold."""
+        drawn = ("who takes part in a round is drawn in secret and not released",)
+        return (
+            "the server clips, sums and noises honestly",
+            "the number of clients is public",
+            *(drawn if self.amplification == "claim" else ()),
+            *(("the examples of each client, up to the cap, are public",) if self.weight_cap is not None else ()),
+        )
+
+    def draw(self, rate: float, num_clients: int, key: NoiseKey, round_number: int) -> list[int]:
+        """Return the partitions of a round, each drawn by its own coin; there may be none."""
+        coins = key.generator("cohort", round_number).random(num_clients)
+        return [int(partition) for partition in np.flatnonzero(coins < rate)]
+
+
+@dataclass
+class NoisedMean:
+    """The mean that a server may release, and the clip as it moves.
+
+    Attributes:
+        mechanism: The rule.
+        terms: Its noise.
+        rate: Probability with which each client is in a round.
+        num_clients: Of the federation.
+        key: What noise is drawn from.
+        clip: The bound of the next round.
+    """
+
+    mechanism: Client
+    terms: Terms
+    rate: float
+    num_clients: int
+    key: NoiseKey
+    clip: float
+
+    def __call__(
+        self,
+        current: Arrays,
+        updates: Iterator[LocalUpdate],
+        round_number: int,
+        buffers: frozenset[str],
+        num_examples: Callable[[int], int],
+    ) -> LocalUpdate:
+        """Return the noised mean of all clients as the update of one; buffers are as they were.
+
+        Args:
+            current: The global arrays.
+            updates: Those that came, one at a time.
+            round_number: Names the noise.
+            buffers: Names that no optimizer trains.
+            num_examples: Returns the public number of examples of a partition.
+        """
+        names = noised_names(current, buffers)
+        sums: dict[str, NDArray[np.float64]] = {name: np.zeros(current[name].shape) for name in names}
+        below = 0.0
+        for update in updates:
+            below += self._add(sums, change(update.arrays, current, names), self._weight(update.num_examples))
+        cap = self.mechanism.weight_cap
+        whole = (
+            float(self.num_clients)
+            if cap is None
+            else float(sum(min(num_examples(partition), cap) for partition in range(self.num_clients)))
+        )
+        std = self._update_noise() * self.clip * (1.0 if cap is None else cap)
+        arrays = dict(current)
+        for name, total in sums.items():
+            total += self.key.normal(std, total.shape, "client", round_number, name)
+            total /= self.rate * whole
+            arrays[name] = (current[name] + total).astype(current[name].dtype)
+        self._move_clip(below, round_number)
+        return LocalUpdate(0, round_number, arrays, 1, {})
+
+    def _weight(self, num_examples: int) -> float:
+        cap = self.mechanism.weight_cap
+        return 1.0 if cap is None else min(float(num_examples), cap)
+
+    def _add(self, sums: dict[str, NDArray[np.float64]], moved: dict[str, NDArray[np.float64]], weight: float) -> float:
+        """Add a clipped change in place, and return a half where the clip left it as it was, else minus a half."""
+        parts = blocks(sums) if self.mechanism.by_group else [tuple(sums)]
+        bound = self.clip / math.sqrt(len(parts))
+        whole = True
+        for part in parts:
+            length = norm({name: moved[name] for name in part})
+            factor = clip_factor(length, bound)
+            whole = whole and length <= bound
+            if factor > 0:
+                for name in part:
+                    moved[name] *= weight * factor
+                    sums[name] += moved[name]
+        return 0.5 if whole else -0.5
+
+    @property
+    def _count_noise(self) -> float:
+        """Standard deviation of the noise on the count of unclipped updates."""
+        return self.rate * self.num_clients / 20
+
+    def _update_noise(self) -> float:
+        """Return the multiplier of the update: with an adaptive clip the count takes its part of the noise."""
+        return update_multiplier(self.terms.release.noise_std / self.mechanism.clip, self._adaptive_noise())
+
+    def _adaptive_noise(self) -> float | None:
+        return None if self.mechanism.quantile is None else self._count_noise
+
+    def _move_clip(self, below: float, round_number: int) -> None:
+        if self.mechanism.quantile is None:
+            return
+        noise = float(self.key.normal(self._count_noise, (), "count", round_number))
+        share = (below + noise) / (self.rate * self.num_clients) + 0.5
+        self.clip *= math.exp(-self.mechanism.clip_rate * (share - self.mechanism.quantile))
+
+
+def update_multiplier(total: float, count_noise: float | None) -> float:
+    """Return the multiplier of the update's noise, so that it and a noised count come to `total` together.
+
+    Args:
+        total: Multiplier that the ledger is charged with.
+        count_noise: Standard deviation of the noise on the count; None counts nothing.
+
+    Raises:
+        ValueError: The count alone tells more than `total` allows.
+    """
+    if count_noise is None or total == 0:
+        return total
+    if total >= 2 * count_noise:
+        raise ValueError(f"noise_multiplier must be below {2 * count_noise:.4g} with a quantile, got {total:.4g}")
+    return float((total**-2 - (2 * count_noise) ** -2) ** -0.5)

@@ -1,0 +1,157 @@
+"""Example-level privacy: DP-SGD in every client (Abadi et al. 2016)."""
+
+from dataclasses import dataclass
+from typing import ClassVar, get_args
+
+from fedssl.checks import at_least, one_of
+from fedssl.errors import PrivacyError
+from fedssl.privacy.accounting import Adjacency
+from fedssl.privacy.gradients import EngineName
+from fedssl.privacy.mechanism import Mechanism, Setting, refuse_client_scores
+from fedssl.privacy.norms import coupling_layers, single_element_norms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled(Mechanism):
+    """What adds noise to the sum of the sampled units' gradients, step by step, in the client.
+
+    Attributes:
+        sampling_rate: Probability with which each unit is in a step, by itself.
+        adjacency: What a neighbouring data set is.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    sampling_rate: float = 0.1
+    adjacency: Adjacency = "add_remove"
+
+    adversary = "the server, the other clients and whoever gets the model"
+    released = "every update of the client"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of(get_args(Adjacency), adjacency=self.adjacency)
+        if not 0 < self.sampling_rate <= 1:
+            raise ValueError(f"sampling_rate must be above 0 and at most 1, got {self.sampling_rate}")
+
+    @property
+    def neighbours(self) -> Adjacency:
+        """The adjacency that was asked for."""
+        return self.adjacency
+
+    def num_steps(self, epochs: int) -> int:
+        """Return the steps of a client in a round: as many as see every unit `epochs` times on average."""
+        return max(1, round(epochs / self.sampling_rate))
+
+    def rate_and_count(self, setting: Setting) -> tuple[float, int]:
+        """Return the rate and the steps of a round; who is in a round is no secret, so cohorts amplify nothing."""
+        return self.sampling_rate, self.num_steps(setting.epochs)
+
+    def num_units(self, setting: Setting) -> int:
+        """Return the examples of the federation."""
+        return setting.num_examples
+
+    def check(self, setting: Setting) -> None:
+        """Raise PrivacyError for what both levels refuse."""
+        refuse_client_scores(setting, self.metrics)
+        if not vars(type(setting.procedure)).get("noised_steps", False):
+            what = f"client={type(setting.procedure).__name__}: its steps use the data beside the noised gradient"
+            raise PrivacyError(f"{what}; use local_training or fedprox, or privacy=client", "PRIV-STATE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example(Sampled):
+    """Every step adds noise to the sum of single examples' clipped gradients; all views of an example are one unit.
+
+    Attributes:
+        engine: How these gradients are found: "ghost", "functional" or "hooks", see `fedssl.privacy.gradients.engine`.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    name: ClassVar[str] = "example"
+    unit: ClassVar[str] = "example"
+
+    engine: EngineName = "ghost"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of(get_args(EngineName), engine=self.engine)
+
+    def check(self, setting: Setting) -> None:
+        """Raise PrivacyError unless an example's gradient depends on that example alone."""
+        super().check(setting)
+        refuse_coupled(setting)
+        for layer in coupling_layers(setting.model):
+            what = f"{layer} normalises with the other examples of a batch; set model.norm=group and, where the"
+            raise PrivacyError(f"privacy=example: {what} objective has heads, objective.norm=group", "PRIV-BN")
+        for layer in single_element_norms(setting.model):
+            raise PrivacyError(f"privacy=example: {layer} has groups of one channel, which erase it", "PRIV-BN")
+
+    def assumptions(self) -> tuple[str, ...]:
+        """Return what must be true for the guarantee to hold."""
+        return ("how many examples a client holds, and in which rounds it takes part, is public",)
+
+
+def refuse_coupled(setting: Setting) -> None:
+    """Raise PrivacyError when the gradient of one example depends on others."""
+    objective = setting.objective
+    name, coupling = type(objective).__name__, objective.contract.coupling
+    if coupling == "per_example" and objective.unlabelled_ratio is None:
+        return
+    if coupling == "per_example":
+        coupling, reason = "batch", "its batches are mixed by who is labelled, and its loss by how many are"
+    else:
+        reason = "without one example the gradients of others change too, by more than the clip bounds"
+    others = (
+        "privacy=client; privacy=cell; or a loss of single examples: rotnet, mae, diet, supervised, byol, vcop, speed"
+    )
+    raise PrivacyError(
+        f"privacy=example: must have an objective of single examples, {name}'s coupling is {coupling}: {reason}; "
+        f"use {others}",
+        "PRIV-E-COUPLED",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(Sampled):
+    """The unit is a fixed cell of a client's examples: the loss, its negatives and its batch statistics stay inside.
+
+    Any loss of a batch is allowed, with batch normalisation in the heads. An example is one that changes its cell.
+
+    Attributes:
+        cell_size: Most examples of a cell.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    name: ClassVar[str] = "cell"
+    unit: ClassVar[str] = "cell"
+
+    cell_size: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(1, cell_size=self.cell_size)
+
+    def check(self, setting: Setting) -> None:
+        """Raise PrivacyError when the loss of a cell depends on other cells."""
+        from fedssl.privacy.mechanism import refuse_shared_statistics
+
+        super().check(setting)
+        refuse_shared_statistics(setting)
+        coupling = setting.objective.contract.coupling
+        if coupling in ("queue", "global_state"):
+            name = type(setting.objective).__name__
+            what = f"{name}'s coupling is {coupling}: it keeps values of earlier cells; use privacy=client"
+            raise PrivacyError(f"privacy=cell: must have an objective of single batches, {what}", "PRIV-E-COUPLED")
+        if self.cell_size < setting.objective.min_batch:
+            least = setting.objective.min_batch
+            raise PrivacyError(f"privacy.cell_size={self.cell_size}: must be at least {least}", "PRIV-E-COUPLED")
+
+    def assumptions(self) -> tuple[str, ...]:
+        """Return what must be true for the guarantee to hold."""
+        return ("how many cells a client holds, and in which rounds it takes part, is public",)

@@ -1,0 +1,202 @@
+"""What every privacy mechanism says of itself: its unit, its noise, what a round releases, and what it refuses."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+from torch import nn
+
+from fedssl.arrays import Arrays
+from fedssl.checks import above, at_least, one_of
+from fedssl.errors import PrivacyError
+from fedssl.objectives.objective import Objective
+from fedssl.privacy.accounting import Accountant, Adjacency, Release, calibrate, sensitivity
+from fedssl.privacy.ledger import Charge
+from fedssl.privacy.noise import NoiseKey
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The run that a mechanism is asked to protect.
+
+    Attributes:
+        objective: The local loss.
+        model: The bundle; its values mean nothing.
+        batch_norm: Of the configuration: "share", "local" or "frozen".
+        procedure: The client procedure.
+        rounds: Of the run.
+        epochs: Of a client in a round.
+        num_clients: Of the federation.
+        num_examples: Of the whole federation; 0 on a server of devices.
+        cohort: Clients of a round; None is everyone.
+        fixed_cohort: Why clients cannot be drawn by coins alone ("availability", ...); None where they can.
+        shows_clients: Whether clients evaluate and tell their scores.
+    """
+
+    objective: Objective
+    model: nn.ModuleDict
+    batch_norm: str
+    procedure: object
+    rounds: int
+    epochs: int
+    num_clients: int
+    num_examples: int
+    cohort: int | None
+    fixed_cohort: str | None
+    shows_clients: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a mechanism comes to in a run.
+
+    Attributes:
+        noise_multiplier: Noise over the sensitivity of the sum.
+        delta: Probability with which a bound may fail.
+        release: What one round releases of one scope.
+    """
+
+    noise_multiplier: float
+    delta: float
+    release: Release
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mechanism(ABC):
+    """Clipping and Gaussian noise for one kind of unit.
+
+    Attributes:
+        noise_multiplier: Noise over the sensitivity; 0 clips alone and promises nothing. This or `target_epsilon`.
+        target_epsilon: The noise is made so that the whole run comes to this.
+        clip: Largest L2 norm of what a unit contributes.
+        delta: Probability with which the bound may fail; None is a tenth of one over the number of units.
+        max_epsilon: The run ends before the round that would exceed this; None never does.
+        accountant: Where the reported bound comes from, see `fedssl.privacy.accounting.epsilon`.
+        metrics: "protected" releases no number beside the model; "unprotected" shows them to whoever simulates.
+        noise: "reproducible" draws from the run's seed and is void against whoever knows it, "secure" from a fresh key.
+
+    Raises:
+        ValueError: An argument is out of range, or not exactly one of `noise_multiplier` and `target_epsilon` is given.
+    """
+
+    name: ClassVar[str]
+    unit: ClassVar[str]
+    at_server: ClassVar[bool] = False
+
+    noise_multiplier: float | None = None
+    target_epsilon: float | None = None
+    clip: float = 1.0
+    delta: float | None = None
+    max_epsilon: float | None = None
+    accountant: Accountant = "pld"
+    metrics: Literal["protected", "unprotected"] = "protected"
+    noise: Literal["reproducible", "secure"] = "reproducible"
+
+    def __post_init__(self) -> None:
+        if (self.noise_multiplier is None) == (self.target_epsilon is None):
+            got = f"{self.noise_multiplier} and {self.target_epsilon}"
+            raise ValueError(f"noise_multiplier or target_epsilon: give exactly one of them, got {got}")
+        at_least(0, noise_multiplier=self.noise_multiplier)
+        above(0, target_epsilon=self.target_epsilon, clip=self.clip, max_epsilon=self.max_epsilon)
+        if self.delta is not None and not 0 < self.delta < 1:
+            raise ValueError(f"delta must be above 0 and below 1, got {self.delta}")
+        one_of(get_args(Accountant), accountant=self.accountant)
+        one_of(("protected", "unprotected"), metrics=self.metrics)
+        one_of(("reproducible", "secure"), noise=self.noise)
+
+    @property
+    @abstractmethod
+    def neighbours(self) -> Adjacency:
+        """What a neighbouring data set is."""
+
+    @abstractmethod
+    def check(self, setting: Setting) -> None:
+        """Raise PrivacyError when the guarantee would not hold for a run."""
+
+    @abstractmethod
+    def rate_and_count(self, setting: Setting) -> tuple[float, int]:
+        """Return the sampling rate that is accounted for, and the releases of one scope in a round."""
+
+    @abstractmethod
+    def num_units(self, setting: Setting) -> int:
+        """Return how many units the run has; 0 where nobody can say."""
+
+    @abstractmethod
+    def assumptions(self) -> tuple[str, ...]:
+        """Return what must be true for the guarantee to hold."""
+
+    adversary: ClassVar[str]
+    released: ClassVar[str]
+
+    def terms(self, setting: Setting) -> Terms:
+        """Return the noise and the delta of a run.
+
+        Raises:
+            PrivacyError: Delta has to be given, or is not below one over the number of units.
+        """
+        units = self.num_units(setting)
+        if self.delta is None and not units:
+            raise PrivacyError("privacy.delta=null: must be given, this process does not know the data", "PRIV-DELTA")
+        delta = self.delta if self.delta is not None else 1 / (10 * units)
+        if units and delta >= 1 / units:
+            allowed = f"must be below {1 / units:.3g}, one over the number of units"
+            raise PrivacyError(f"privacy.delta={delta}: {allowed}", "PRIV-DELTA")
+        rate, count = self.rate_and_count(setting)
+        multiplier = self.noise_multiplier
+        if multiplier is None:
+            multiplier = calibrate(
+                float(self.target_epsilon or 0),
+                delta,
+                sampling_rate=rate,
+                count=count * setting.rounds,
+                accountant=self.accountant,
+                adjacency=self.neighbours,
+            )
+        noise = multiplier * sensitivity(self.clip, self.neighbours)
+        return Terms(multiplier, delta, Release(noise, self.clip, rate, count))
+
+    def charges(self, terms: Terms, round_number: int, cohort: Sequence[int], key: str) -> list[Charge]:
+        """Return what a round is charged with: each client of the cohort, or the server."""
+        scopes = ["server"] if self.at_server else [f"client {partition}" for partition in sorted(cohort)]
+        return [
+            Charge(scope, round_number, self.name, self.unit, self.neighbours, terms.release, key) for scope in scopes
+        ]
+
+    def sent(
+        self,
+        received: Arrays,
+        trained: Arrays,
+        buffers: frozenset[str],
+        terms: Terms,
+        key: NoiseKey,
+        path: Sequence[int],
+    ) -> Arrays:
+        """Return what a client sends: by default what it trained, with every buffer as it came.
+
+        Args:
+            received: What the client was sent.
+            trained: The same tensors after training.
+            buffers: Names that no optimizer trains: statistics of the client's data.
+            terms: Of the run.
+            key: What noise is drawn from.
+            path: Partition and round.
+        """
+        return {name: received[name] if name in buffers else array for name, array in trained.items()}
+
+
+def refuse_shared_statistics(setting: Setting) -> None:
+    """Raise PrivacyError when running statistics, which are never released, would be those of an untrained model."""
+    from fedssl.privacy.norms import coupling_layers
+
+    layers = coupling_layers(setting.model["backbone"])
+    if setting.batch_norm == "share" and layers:
+        what = f"backbone.{layers[0]} normalises batches, and its statistics may not be released"
+        raise PrivacyError(f"batch_norm=share: {what}; set model.norm=group, or batch_norm=frozen", "PRIV-BN")
+
+
+def refuse_client_scores(setting: Setting, metrics: str) -> None:
+    """Raise PrivacyError when clients would tell scores of their own data."""
+    if setting.shows_clients and metrics == "protected":
+        what = "clients tell scores of their data; set client_evaluation=none, or privacy.metrics=unprotected"
+        raise PrivacyError(f"client_evaluation: {what}", "PRIV-METRIC")

@@ -1,0 +1,170 @@
+"""Local steps along noised sums of clipped gradients (Abadi et al. 2016, "Deep Learning with Differential Privacy")."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedssl.objectives.objective import Batch, Objective
+from fedssl.privacy.clipping import clip_factor
+from fedssl.privacy.example import Cell, Example, Sampled
+from fedssl.privacy.gradients import engine, trainable
+from fedssl.privacy.mechanism import Terms
+from fedssl.privacy.noise import NoiseKey
+from fedssl.seeding import torch_stream, uniforms
+from fedssl.training.loop import Examples, LocalRule, OptimizerFactory, Schedule, Stream, make_batch
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateSteps:
+    """A mechanism at work in one client.
+
+    Attributes:
+        mechanism: Samples and clips.
+        terms: The noise of the run.
+        key: What samples and noise are drawn from.
+    """
+
+    mechanism: Sampled
+    terms: Terms
+    key: NoiseKey
+
+
+@dataclass(slots=True)
+class _Sum:
+    """The sum of the clipped gradients of a step's units, and what they tell."""
+
+    totals: dict[str, Tensor]
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+
+    def add(self, sums: Mapping[str, Tensor], loss: float, norms: list[float]) -> None:
+        for name, values in sums.items():
+            self.totals[name] += values
+        self.losses.append(loss)
+        self.norms += norms
+
+
+def fit_privately(
+    model: nn.ModuleDict,
+    objective: Objective,
+    examples: Examples,
+    make_optimizer: OptimizerFactory,
+    schedule: Schedule,
+    stream: Stream,
+    private: PrivateSteps,
+    rule: LocalRule | None = None,
+) -> dict[str, float]:
+    """Train `model` in place; in each step every unit of the client takes part by a coin of its own.
+
+    A step's gradient is the sum of the clipped gradients plus noise, over the expected number of units. A step that
+    nobody takes part in is one of noise alone. `schedule.batch_size` is how many examples are computed at once.
+
+    Returns:
+        The mean "loss", the median "gradient-norm" before clipping and "num-steps".
+    """
+    mechanism, rule = private.mechanism, rule or LocalRule()
+    optimizer = make_optimizer(parameter for parameter in model.parameters() if parameter.requires_grad)
+    for group in optimizer.param_groups:
+        group["lr"] *= schedule.learning_rate_factor
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    num_steps = mechanism.num_steps(schedule.epochs)
+    units = _units(mechanism, examples, stream)
+    losses: list[float] = []
+    norms: list[float] = []
+    begun, end = schedule.progress
+    model.train()
+    with torch_stream(stream.seed, "train", stream.partition, stream.round):
+        for step in range(num_steps):
+            where = (stream.partition, stream.round, step)
+            coins = private.key.generator("sample", *where).random(len(units))
+            chosen = [unit for unit, coin in zip(units, coins, strict=True) if coin < mechanism.sampling_rate]
+            total = _Sum({name: torch.zeros_like(value) for name, value in trainable(model).items()})
+            for sums, loss, lengths in _clipped(mechanism, model, objective, examples, chosen, schedule, stream, step):
+                total.add(sums, loss, lengths)
+            optimizer.zero_grad(set_to_none=True)
+            expected = mechanism.sampling_rate * max(len(units), 1)
+            for name, parameter in parameters.items():
+                noise = private.key.normal(private.terms.release.noise_std, tuple(parameter.shape), *where, name)
+                noised = total.totals[name].double() + torch.from_numpy(noise).to(parameter.device)
+                parameter.grad = (noised / expected).to(parameter.dtype)
+            _step(model, optimizer, rule, schedule.max_grad_norm)
+            objective.after_step(model, begun + (end - begun) * (step + 1) / num_steps)
+            losses += total.losses
+            norms += total.norms
+    means = {"loss": float(np.mean(losses)), "gradient-norm": float(np.median(norms))} if losses else {}
+    return means | {"num-steps": float(num_steps)}
+
+
+def _step(model: nn.ModuleDict, optimizer: torch.optim.Optimizer, rule: LocalRule, max_grad_norm: float) -> None:
+    """Step along the noised gradients; what is added to them knows the model alone."""
+    penalty = rule.penalty(model, _NOTHING)
+    if penalty is not None:
+        penalty.backward()
+    if max_grad_norm > 0:
+        nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    rule.correct(model)
+    optimizer.step()
+
+
+_NOTHING = Batch((), torch.zeros(0), torch.zeros(0), torch.zeros(0, 0), torch.zeros(0))
+"""The batch that a rule is shown: no example."""
+
+
+def _units(mechanism: Sampled, examples: Examples, stream: Stream) -> list[NDArray[np.int64]]:
+    """Return the places of each unit among the client's examples: one each, or those of a cell."""
+    number = len(examples.indices)
+    if not isinstance(mechanism, Cell):
+        return list(np.arange(number)[:, None])
+    # the order depends on the numbers of the examples, not on what they show, and is the same in every round
+    order = uniforms(stream.seed, "cells", rows=examples.indices, columns=1)[:, 0].argsort(kind="stable")
+    return [order[start : start + mechanism.cell_size] for start in range(0, number, mechanism.cell_size)]
+
+
+_Clipped = Iterator[tuple[Mapping[str, Tensor], float, list[float]]]
+
+
+def _clipped(
+    mechanism: Sampled,
+    model: nn.ModuleDict,
+    objective: Objective,
+    examples: Examples,
+    chosen: list[NDArray[np.int64]],
+    schedule: Schedule,
+    stream: Stream,
+    step: int,
+) -> _Clipped:
+    """Yield sums of clipped gradients with their mean loss and the norms before, until every chosen unit is in one."""
+    device = next(model.parameters()).device
+
+    def batch(places: NDArray[np.int64]) -> Batch:
+        return make_batch(objective, examples, places, stream, step, device)
+
+    if isinstance(mechanism, Example):
+        gradients = engine(mechanism.engine)
+        places = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
+        for start in range(0, len(places), schedule.batch_size):
+            part = gradients(model, objective, batch(places[start : start + schedule.batch_size]), mechanism.clip)
+            yield part.sums, part.loss, part.norms.tolist()
+    else:
+        for cell in chosen:
+            if len(cell) >= objective.min_batch:
+                yield _of_cell(model, objective, batch(cell), mechanism.clip)
+
+
+def _of_cell(
+    model: nn.ModuleDict, objective: Objective, batch: Batch, clip: float
+) -> tuple[Mapping[str, Tensor], float, list[float]]:
+    """Return the clipped gradient of one cell's loss."""
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    loss = objective.step(model, batch).loss
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    given = {name: gradient for name, gradient in zip(parameters, found, strict=True) if gradient is not None}
+    lengths = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in given.values()]
+    length = float(torch.linalg.vector_norm(torch.stack(lengths)))
+    factor = clip_factor(length, clip)
+    sums = {name: factor * gradient for name, gradient in given.items()} if factor > 0 else {}
+    return sums, loss.item(), [length]
