@@ -21,10 +21,11 @@ from fedssl.evaluation.images import ImageEvaluation
 from fedssl.evaluation.personal import PersonalEvaluation, client_score_names
 from fedssl.models import bundle
 from fedssl.models.encoder_file import read_encoder
-from fedssl.objectives.objective import CLASSIFIER, UNKNOWN, Objective, Population
+from fedssl.objectives.objective import CLASSIFIER, UNKNOWN, Batch, Objective, Population
 from fedssl.privacy.canaries import Canaries, throw
 from fedssl.privacy.mechanism import Mechanism, Setting, Terms
-from fedssl.seeding import generator
+from fedssl.seeding import generator, torch_stream
+from fedssl.training.loop import Examples, Stream, make_batch
 
 _OPEN: dict[str, "Workspace"] = {}
 
@@ -172,6 +173,13 @@ class Workspace:
         objective: Objective = build(self.config, "objective")
         return objective
 
+    def some(self, client: int, size: int) -> Batch:
+        """Return a batch of at most `size` of a client's examples."""
+        own = self.indices(client)
+        examples = Examples(self.splits.train, own, build(self.config, "augmentation"), self.labels(client))
+        places = np.arange(min(size, len(own)))
+        return make_batch(self.objective, examples, places, Stream(self.config.seed, client, 0), 0, self.device)
+
     @cached_property
     def mechanism(self) -> Mechanism | None:
         """The privacy mechanism; None where nothing is protected."""
@@ -190,6 +198,7 @@ class Workspace:
             objective=self.objective,
             model=self.model,
             batch_norm=config.batch_norm,
+            augmentation=build(config, "augmentation"),
             procedure=procedure,
             rounds=config.rounds,
             epochs=procedure.epochs,
@@ -359,6 +368,11 @@ def _check_privacy(workspace: Workspace) -> None:
             f"quorum={config.quorum}: must be null with privacy=client, a client that fails counts as zero"
         )
     workspace.terms  # noqa: B018 - the noise that a target asks for
+    if workspace.parts is not None:
+        largest = max(range(workspace.num_clients), key=lambda client: len(workspace.indices(client)))
+        workspace.model.train()
+        with torch_stream(config.seed, "try"):
+            mechanism.try_out(workspace.model, lambda size: workspace.some(largest, size), workspace.objective)
 
 
 def _check_norms(workspace: Workspace) -> None:

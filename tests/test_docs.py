@@ -12,7 +12,7 @@ from fedssl.objectives.objective import Objective
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-GROUPS = ("objective", "rule", "strategy", "client", "evaluation", "partition", "labels", "augmentation")
+GROUPS = ("objective", "rule", "strategy", "client", "evaluation", "partition", "labels", "augmentation", "privacy")
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]
 HOSTED = ("objective=essl", "objective=e2mc")  # they promise what their hosts do
 PROMISING = [option for option in OPTIONS if option.startswith("objective=") and option not in HOSTED]

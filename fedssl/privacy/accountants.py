@@ -18,6 +18,7 @@ Groups = tuple[Group, ...]
 
 _ORDERS = (*(1 + tenth / 10 for tenth in range(1, 100)), *range(11, 64), 128, 256, 512)
 _INTERVAL = 1e-4  # of privacy losses, as dp-accounting has it
+_GROUP_INTERVAL = 4e-4  # losses of a mixture take long to invert
 _WIDE = 50.0  # losses beyond it are put on a coarser grid, which only rounds up further
 _ENDLESS = 1e6  # a loss that counts as infinite
 _PRV_ERROR = 0.005
@@ -107,13 +108,13 @@ def pld_group_epsilon(group: Group, delta: float, group_size: int) -> float:
         multiplier,
         sensitivities=[float(number) for number in sampled],
         sampling_probs=[float(binom.pmf(number, group_size, rate)) for number in sampled],
-        value_discretization_interval=interval,
+        value_discretization_interval=max(interval, _GROUP_INTERVAL),
     )
     return float(pld.self_compose(count).get_epsilon_for_delta(delta))
 
 
 def _interval(groups: Groups, delta: float) -> float:
-    """Return the step of the grid of losses: coarse enough for the memory, and far finer than epsilon; 0: no grid does."""
+    """Return the step of the grid of losses, far below epsilon yet coarse enough for the memory; 0 where none is."""
     width = max(1 / multiplier**2 + 20 / multiplier for multiplier, _, _ in groups)
     width = max(width, rdp_epsilon(groups, delta)) if width < _ENDLESS else math.inf
     return _INTERVAL * 2.0 ** max(0, math.ceil(math.log2(width / _WIDE))) if width < _ENDLESS else 0.0

@@ -111,6 +111,8 @@ def calibrate(
     _check(delta, accountant, adjacency)
     above(0, target=target, sampling_rate=sampling_rate)
     at_least(1, count=count)
+    if 1 - (1 - sampling_rate) ** count <= delta:
+        raise ValueError(f"delta must be below the probability that a unit is sampled, got {delta}")
     used = epsilon(spent, delta, accountant=accountant, adjacency=adjacency)
     if used >= target:
         raise ValueError(f"target must be above the epsilon that is spent, {used:.4g}, got {target}")
@@ -124,11 +126,9 @@ def calibrate(
         high *= 2
         if high > 1e9:
             raise ValueError(f"target must be above the epsilon that is spent, {used:.4g}, by more, got {target}")
-    low = high / 2
+    low = high / 1.5  # small steps: the less noise, the longer the accountants take
     while cost(low) <= target:
-        high, low = low, low / 2
-        if low < 1e-3:
-            raise ValueError(f"delta must be below the probability that a unit is sampled, got {delta}")
+        high, low = low, low / 1.5
     root = brentq(
         lambda exponent: math.log(max(cost(math.exp(exponent)), 1e-9 * target) / target),
         math.log(low),

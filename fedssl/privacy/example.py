@@ -1,12 +1,16 @@
 """Example-level privacy: DP-SGD in every client (Abadi et al. 2016)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, get_args
 
+from torch import nn
+
 from fedssl.checks import at_least, one_of
 from fedssl.errors import PrivacyError
+from fedssl.objectives.objective import Batch, Objective
 from fedssl.privacy.accounting import Adjacency
-from fedssl.privacy.gradients import EngineName
+from fedssl.privacy.gradients import EngineName, engine
 from fedssl.privacy.mechanism import Mechanism, Setting, refuse_client_scores
 from fedssl.privacy.norms import coupling_layers, single_element_norms
 
@@ -84,11 +88,21 @@ class Example(Sampled):
         """Raise PrivacyError unless an example's gradient depends on that example alone."""
         super().check(setting)
         refuse_coupled(setting)
+        if getattr(setting.augmentation, "style", None) is not None:
+            what = "a view takes its style from another example; set augmentation.style=null"
+            raise PrivacyError(f"augmentation.style: must be null with privacy=example, {what}", "PRIV-E-COUPLED")
         for layer in coupling_layers(setting.model):
             what = f"{layer} normalises with the other examples of a batch; set model.norm=group and, where the"
             raise PrivacyError(f"privacy=example: {what} objective has heads, objective.norm=group", "PRIV-BN")
         for layer in single_element_norms(setting.model):
             raise PrivacyError(f"privacy=example: {layer} has groups of one channel, which erase it", "PRIV-BN")
+
+    def try_out(self, model: nn.ModuleDict, batch_of: Callable[[int], Batch], objective: Objective) -> None:
+        """Raise PrivacyError when the engine cannot tell the examples of this model and objective apart."""
+        try:
+            engine(self.engine)(model, objective, batch_of(2), self.clip)
+        except ValueError as error:
+            raise PrivacyError(f"privacy.engine={self.engine}: {error}", "PRIV-E-COUPLED") from error
 
     def assumptions(self) -> tuple[str, ...]:
         """Return what must be true for the guarantee to hold."""

@@ -1,7 +1,7 @@
 """What every privacy mechanism says of itself: its unit, its noise, what a round releases, and what it refuses."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -10,7 +10,7 @@ from torch import nn
 from fedssl.arrays import Arrays
 from fedssl.checks import above, at_least, one_of
 from fedssl.errors import PrivacyError
-from fedssl.objectives.objective import Objective
+from fedssl.objectives.objective import Batch, Objective
 from fedssl.privacy.accounting import Accountant, Adjacency, Release, calibrate, sensitivity
 from fedssl.privacy.ledger import Charge
 from fedssl.privacy.noise import NoiseKey
@@ -24,6 +24,7 @@ class Setting:
         objective: The local loss.
         model: The bundle; its values mean nothing.
         batch_norm: Of the configuration: "share", "local" or "frozen".
+        augmentation: Makes the views.
         procedure: The client procedure.
         rounds: Of the run.
         epochs: Of a client in a round.
@@ -37,6 +38,7 @@ class Setting:
     objective: Objective
     model: nn.ModuleDict
     batch_norm: str
+    augmentation: object
     procedure: object
     rounds: int
     epochs: int
@@ -113,6 +115,9 @@ class Mechanism(ABC):
     @abstractmethod
     def check(self, setting: Setting) -> None:
         """Raise PrivacyError when the guarantee would not hold for a run."""
+
+    def try_out(self, model: nn.ModuleDict, batch_of: Callable[[int], Batch], objective: Objective) -> None:  # noqa: B027
+        """Raise PrivacyError when a first step would fail; `batch_of` makes a batch of the examples of some client."""
 
     @abstractmethod
     def rate_and_count(self, setting: Setting) -> tuple[float, int]:

@@ -1,5 +1,6 @@
 """The table that closes a run: each score beside that of the untrained encoder, then what the run cost."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fedssl.report.records import RunResult
@@ -28,6 +29,7 @@ def cost_rows(result: RunResult) -> list[tuple[str, str]]:
         ("sent to clients", human_bytes(result.bytes_down)),
         ("time", human_seconds(result.seconds)),
     ]
+    rows += [("guarantee", _bound(statement)) for statement in result.privacy or [{}]]
     if result.virtual_seconds is not None:
         rows.append(("virtual time", human_seconds(result.virtual_seconds)))
     if result.stopped_early is not None:
@@ -35,6 +37,14 @@ def cost_rows(result: RunResult) -> list[tuple[str, str]]:
     if result.best is not None:
         rows.append(("best", ", ".join(f"{name} {value:.4g}" for name, value in result.best.items())))
     return rows
+
+
+def _bound(statement: Mapping[str, object]) -> str:
+    """Return a guarantee in a few words; the whole sentence stands in result.json."""
+    epsilon, delta = statement.get("epsilon"), statement.get("delta")
+    if not isinstance(epsilon, float | int) or not isinstance(delta, float | int):
+        return "none"
+    return f"epsilon {epsilon:.4g}, delta {delta:.2g}, one {statement['unit']} ({statement['adjacency']})"
 
 
 def closing_table(result: RunResult, width: int = 100) -> str:

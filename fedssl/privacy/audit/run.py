@@ -146,8 +146,7 @@ def _open(run_dir: Path, twin: Path | None) -> Workspace:
         if [line.partition(":")[0] for line in different] != ["canaries.flipped"]:
             what = "; ".join(different) or "nothing"
             raise ConfigError(f"twin={twin}: must differ from {run_dir} in canaries.flipped alone, got {what}")
-    workspace = open_workspace(config)
-    return workspace
+    return open_workspace(config)
 
 
 def _canaries(workspace: Workspace) -> Canaries:
