@@ -66,7 +66,7 @@ def train(message: Message, context: Context, config: RunConfig) -> Message:
 def _noise_key(workspace: Workspace, memory: Memory | None, task: TrainTask) -> NoiseKey | None:
     """Return what this client draws its noise from; None where it adds none."""
     mechanism = workspace.mechanism
-    if mechanism is None or mechanism.at_server:
+    if mechanism is None or not mechanism.in_client:
         return None
     if mechanism.noise == "reproducible":
         return NoiseKey.from_seed(task.seed)

@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -40,6 +41,7 @@ COMPONENTS = (
     "privacy",
 )
 MISSING = "???"
+SWEEP = "sweep"
 Spec = Mapping[str, Any]
 
 
@@ -404,6 +406,35 @@ def groups() -> dict[str, list[str]]:
     """Return the options of every configuration group."""
     folders = (folder for folder in sorted(CONF.iterdir()) if folder.is_dir())
     return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+
+
+def load_sweep(name: str) -> Any:  # noqa: ANN401
+    """Return the file of a sweep, which is no part of a run, as plain data; `fedssl.sweep.plan` reads it.
+
+    Raises:
+        ConfigError: There is no such sweep, or its file is not YAML.
+    """
+    if name not in (names := groups()[SWEEP]):
+        raise ConfigError(f"{SWEEP}={name}: no such option; allowed: {', '.join(names)}")
+    try:
+        return OmegaConf.to_container(OmegaConf.load(CONF / SWEEP / f"{name}.yaml"))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{SWEEP}={name}: {_one_line(error)}") from error
+
+
+def choices(word: str) -> list[str]:
+    """Return each override that "key=a,b" stands for; a word with one value as it is.
+
+    Raises:
+        ConfigError: It is not an override.
+    """
+    try:
+        override = OverridesParser.create().parse_override(word)
+        if not override.is_sweep_override():
+            return [word]
+        return [f"{word.partition('=')[0]}={value}" for value in override.sweep_string_iterator()]
+    except HydraException as error:
+        raise ConfigError(_explain(error, [word])) from error
 
 
 def _explain(error: Exception, words: Sequence[str]) -> str:

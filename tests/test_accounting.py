@@ -1,11 +1,10 @@
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from scipy.stats import norm
 
+from fedssl.privacy import accountants, accounting
 from fedssl.privacy.accounting import (
     Accountant,
     Adjacency,
@@ -124,33 +123,35 @@ CALIBRATED = [
 ]
 
 
-@pytest.mark.parametrize("accountant", ["rdp", "prv", "pld"])
-@pytest.mark.parametrize(("target", "delta", "rate", "count", "rdp", "prv", "pld"), CALIBRATED)
-def test_calibration_meets_the_target_from_below(
-    accountant: Accountant, target: float, delta: float, rate: float, count: int, rdp: float, prv: float, pld: float
-) -> None:
-    if accountant == "prv" and target == 8 and rate < 0.1:
-        pytest.skip("pld takes as long for the same row")
+def by_two_accountants() -> list[tuple[int, Accountant]]:
+    """Every row by rdp and by the faster of the tight ones; those that are fast by both."""
+    tight: list[tuple[int, Accountant]] = [(row, "pld" if row == 3 else "prv") for row in range(len(CALIBRATED))]
+    return [(row, "rdp") for row in range(len(CALIBRATED))] + tight + [(0, "pld"), (4, "pld"), (6, "pld")]
+
+
+@pytest.mark.parametrize(("row", "accountant"), by_two_accountants())
+def test_calibration_meets_the_target_from_below(row: int, accountant: Accountant) -> None:
+    target, delta, rate, count, *multipliers = CALIBRATED[row]
     multiplier = calibrate(target, delta, sampling_rate=rate, count=count, accountant=accountant)
-    assert multiplier == pytest.approx({"rdp": rdp, "prv": prv, "pld": pld}[accountant], rel=0.015)
+    assert multiplier == pytest.approx(multipliers[("rdp", "prv", "pld").index(accountant)], rel=0.015)
     met = epsilon([Release(multiplier * 0.3, 0.3, rate, count)], delta, accountant=accountant)
     assert 0.99 * target <= met <= target
 
 
 def test_only_what_is_left_is_calibrated() -> None:
     spent = [Release(1.0, 1.0, 0.1, 60)]
-    multiplier = calibrate(5, 1e-3, sampling_rate=0.1, count=40, spent=spent)
-    assert 4.95 <= epsilon([*spent, Release(multiplier, 1.0, 0.1, 40)], 1e-3) <= 5
-    assert 0.9 < multiplier < 1.0  # at 1.0 all hundred cost 4.784
-    with pytest.raises(ValueError, match=r"target must be above the epsilon that is spent, 3\.64, got 3"):
-        calibrate(3, 1e-3, sampling_rate=0.1, count=40, spent=spent)
+    multiplier = calibrate(5.7, 1e-3, sampling_rate=0.1, count=40, accountant="rdp", spent=spent)
+    assert 0.98 < multiplier < 1.0  # at 1.0 all hundred cost 5.655
+    assert 5.643 <= epsilon([*spent, Release(multiplier, 1.0, 0.1, 40)], 1e-3, accountant="rdp") <= 5.7
+    with pytest.raises(ValueError, match=r"target must be above the epsilon that is spent, 4\.\d+, got 3"):
+        calibrate(3, 1e-3, sampling_rate=0.1, count=40, accountant="rdp", spent=spent)
 
 
 def test_calibration_knows_the_adjacency() -> None:
-    multiplier = calibrate(7.769, 1e-3, sampling_rate=0.1, count=100, adjacency="replace_one")
-    assert multiplier == pytest.approx(0.5, abs=1e-3)  # noise of one clip norm is half of the sensitivity
-    release = Release(multiplier * sensitivity(0.3, "replace_one"), 0.3, 0.1, 100)
-    assert 7.69 <= epsilon([release], 1e-3, adjacency="replace_one") <= 7.769
+    multiplier = calibrate(4.377, 1e-5, sampling_rate=1, count=9, adjacency="replace_one")
+    assert multiplier == pytest.approx(3, abs=1e-3)  # nine releases of it are one of multiplier 1
+    release = Release(multiplier * sensitivity(0.3, "replace_one"), 0.3, 1, 9)
+    assert 4.37 <= epsilon([release], 1e-5, adjacency="replace_one") <= 4.377
 
 
 def test_a_unit_that_is_hardly_ever_sampled_needs_no_noise_and_is_refused() -> None:
@@ -159,8 +160,8 @@ def test_a_unit_that_is_hardly_ever_sampled_needs_no_noise_and_is_refused() -> N
 
 
 def test_less_noise_more_sampling_and_more_releases_cost_more() -> None:
-    accountants: tuple[Accountant, ...] = ("rdp", "prv", "pld")
-    for accountant in accountants:
+    names: tuple[Accountant, ...] = ("rdp", "prv", "pld")
+    for accountant in names:
 
         def cost(multiplier: float, rate: float, count: int, accountant: Accountant = accountant) -> float:
             return epsilon([Release(multiplier, 1.0, rate, count)], 1e-4, accountant=accountant)
@@ -171,8 +172,8 @@ def test_less_noise_more_sampling_and_more_releases_cost_more() -> None:
 
 
 def test_nothing_released_costs_nothing_and_no_noise_has_no_bound() -> None:
-    accountants: tuple[Accountant, ...] = ("rdp", "prv", "pld")
-    for accountant in accountants:
+    names: tuple[Accountant, ...] = ("rdp", "prv", "pld")
+    for accountant in names:
         assert epsilon([], 1e-5, accountant=accountant) == 0
         made = [Release(1.0, 1.0, 0.1, 10), Release(0.0, 1.0, 0.1, 1)]
         assert epsilon(made, 1e-5, accountant=accountant) == math.inf
@@ -289,7 +290,6 @@ def test_a_wide_grid_rounds_up_by_little() -> None:
 def test_a_group_costs_more_than_its_members() -> None:
     release = Release(1.0, 1.0, 0.01, 1_000)
     assert group_epsilon(release, 1e-5, 1) == pytest.approx(1.828, abs=DIGITS)
-    assert group_epsilon(release, 1e-5, 1) == pytest.approx(epsilon([release], 1e-5), abs=1e-6)
     assert group_epsilon(release, 1e-5, 3) == pytest.approx(6.343, abs=DIGITS)
     assert group_epsilon(Release(6.0, 2.0, 1, 1), 1e-5, 3) == pytest.approx(
         4.377, abs=DIGITS
@@ -332,16 +332,14 @@ def test_an_engine_of_its_own_for_every_round_forgets_the_rounds_before() -> Non
     assert costs[1] > 1.2 * costs[0]
 
 
-def test_another_process_finds_the_same_bits() -> None:
-    program = (
-        "from fedssl.privacy.accounting import *;"
-        "print(*(epsilon([Release(1.3, 1.0, .05, 77), Release(.9, 1.0, .02, 5)], 1e-5, accountant=name).hex()"
-        " for name in ('pld', 'prv', 'rdp')))"
-    )
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    made = [Release(0.9, 1.0, 0.02, 5), Release(1.3, 1.0, 0.05, 70), Release(1.3, 1.0, 0.05, 7)]
-    accountants: tuple[Accountant, ...] = ("pld", "prv", "rdp")
-    assert [epsilon(made, 1e-5, accountant=name).hex() for name in accountants] == found
+def test_the_bits_do_not_depend_on_what_was_computed_before() -> None:
+    made = [Release(1.3, 1.0, 0.05, 77), Release(0.9, 1.0, 0.02, 5)]
+    names: tuple[Accountant, ...] = ("pld", "prv", "rdp")
+    first = [epsilon(made, 1e-5, accountant=name).hex() for name in names]
+    for cached in (accounting._epsilon, accountants._rdp_curves, accountants._pld):
+        cached.cache_clear()
+    split = [made[1], Release(1.3, 1.0, 0.05, 70), Release(1.3, 1.0, 0.05, 7)]
+    assert [epsilon(split, 1e-5, accountant=name).hex() for name in names] == first
 
 
 @pytest.mark.parametrize(

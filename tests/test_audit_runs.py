@@ -1,4 +1,4 @@
-"""The audit of finished runs, on an encoder that was trained for long on 77 images and on its twin."""
+"""The audit of finished runs, on an encoder that was trained for long on 59 images and on its twin."""
 
 import dataclasses
 import json
@@ -27,14 +27,14 @@ SETTINGS = (
     "width=8",
     "engine=local",
     "partition=iid",
-    "data.test_fraction=0.93",
+    "data.test_fraction=0.94",
 )
-NUM_CANARIES = 99  # four fifths of each of 32, 32, 32 and 31, rounded down
-NUM_SHARED = 28
-EPOCHS = 150
+NUM_CANARIES = 97  # nine tenths of each of 28, 27, 27 and 27, rounded down
+NUM_SHARED = 12
+EPOCHS = 180
 STATEMENT = {"unit": "example", "mechanism": "dp_sgd", "epsilon": 1.0, "delta": 1e-5, "adjacency": "add_remove"}
-CONFIG = load([*SETTINGS, "canaries.fraction=0.8"])
-FLIPPED = load([*SETTINGS, "canaries.fraction=0.8", "canaries.flipped=true"])
+CONFIG = load([*SETTINGS, "canaries.fraction=0.9"])
+FLIPPED = load([*SETTINGS, "canaries.fraction=0.9", "canaries.flipped=true"])
 
 
 def train(config: RunConfig) -> dict[str, np.ndarray]:
@@ -86,7 +86,7 @@ def audited(folder: Path) -> RunAudit:
     return audit_run(folder / "run", folder / "twin")
 
 
-def test_an_encoder_that_saw_77_images_for_long_betrays_them(audited: RunAudit) -> None:
+def test_an_encoder_that_saw_59_images_for_long_betrays_them(audited: RunAudit) -> None:
     assert audited.attacks["alignment"].auc > 0.9
     assert audited.attacks["alignment"].interval[0] > 0.85
     assert audited.guesses.num_guesses == 2 * (NUM_CANARIES // 5)
@@ -104,7 +104,7 @@ def test_what_each_twin_alone_saw_stands_out_on_its_own_side(audited: RunAudit, 
     found = audited.memorisation
     sizes = {name: len(each.raw) for name, each in found.items()}
     num_in = int(canaries.included.sum())
-    assert sizes == {"candidate": num_in, "independent": NUM_CANARIES - num_in, "shared": NUM_SHARED, "external": 1670}
+    assert sizes == {"candidate": num_in, "independent": NUM_CANARIES - num_in, "shared": NUM_SHARED, "external": 1688}
     assert found["candidate"].mean > found["shared"].mean > found["independent"].mean
     assert found["candidate"].ks_p_value < 1e-6
 
@@ -148,7 +148,7 @@ def test_the_tables_the_file_and_the_picture_tell_the_bounds(folder: Path, capsy
     assert written["claims"][0]["epsilon"] == 1.0
     assert set(written["claims"][0]["lower"]) == {"0.95", "0.99"}
     assert len(written["canaries"]["included"]) == len(written["attacks"]["alignment"]["scores"]) == NUM_CANARIES
-    assert len(written["sslmem"]["external"]["raw"]) == 1670
+    assert len(written["sslmem"]["external"]["raw"]) == 1688
     assert (run / "audit.png").read_bytes().startswith(b"\x89PNG")
     assert not list(run.glob(".*"))
 

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedssl.arrays import Arrays
-from fedssl.checks import above, one_of
+from fedssl.checks import above, at_least, one_of
 from fedssl.errors import PrivacyError
 from fedssl.privacy.accounting import Adjacency
 from fedssl.privacy.clipping import blocks, change, clip_factor, noised_names, norm
-from fedssl.privacy.mechanism import Mechanism, Setting, Terms, refuse_client_scores, refuse_shared_statistics
+from fedssl.privacy.mechanism import Mechanism, Setting, Terms, noised, refuse_client_scores, refuse_shared_statistics
 from fedssl.privacy.noise import NoiseKey
+from fedssl.privacy.secure_sum import SecureSum
 from fedssl.wire import LocalUpdate
 
 LOGGER = logging.getLogger("fedssl")
@@ -37,6 +38,8 @@ class Client(Mechanism):
             same share of the clip.
         quantile: Share of updates that the clip should leave as they are; None keeps the clip.
         clip_rate: Learning rate of the clip.
+        secure_aggregation: Whether each client clips and adds a share of the noise, and the server sees sums alone.
+        min_survivors: Clients that a sum needs so that their shares are enough noise; a smaller one is thrown away.
 
     Raises:
         ValueError: An argument is out of range.
@@ -55,6 +58,8 @@ class Client(Mechanism):
     by_group: bool = False
     quantile: float | None = None
     clip_rate: float = 0.2
+    secure_aggregation: bool = False
+    min_survivors: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,7 +71,17 @@ class Client(Mechanism):
         if self.quantile is not None and not 0 < self.quantile < 1:
             raise ValueError(f"quantile must be above 0 and below 1, got {self.quantile}")
         if self.quantile is not None and (self.by_group or self.adjacency == "replace_one"):
-            raise ValueError("quantile must be null with by_group or replace_one, got a number")
+            raise ValueError(f"quantile must be null with by_group or replace_one, got {self.quantile}")
+        if self.secure_aggregation != (self.min_survivors is not None):
+            raise ValueError(f"min_survivors must be given with secure_aggregation alone, got {self.min_survivors}")
+        at_least(1, min_survivors=self.min_survivors)
+        if self.secure_aggregation and (self.by_group or self.quantile is not None or self.weight_cap is not None):
+            raise ValueError("secure_aggregation must be false with by_group, quantile or weight_cap, got true")
+
+    @property
+    def in_client(self) -> bool:
+        """Whether clients add shares of the noise."""
+        return self.secure_aggregation
 
     @property
     def neighbours(self) -> Adjacency:
@@ -91,6 +106,12 @@ class Client(Mechanism):
         """Raise PrivacyError when clients are not drawn by coins alone, or statistics of their data would get out."""
         refuse_client_scores(setting, self.metrics)
         refuse_shared_statistics(setting)
+        if self.secure_aggregation and self.amplification == "claim" and self.rate(setting) < 1:
+            what = "the server, from which secure aggregation hides updates, knows who takes part; set it to none"
+            raise PrivacyError(f"privacy.amplification=claim: {what}", "PRIV-SAMPLER")
+        if (self.min_survivors or 0) > setting.num_clients:
+            most = f"must be at most the {setting.num_clients} clients"
+            raise PrivacyError(f"privacy.min_survivors={self.min_survivors}: {most}", "PRIV-SAMPLER")
         if setting.fixed_cohort is not None and self.amplification == "claim" and self.rate(setting) < 1:
             what = f"{setting.fixed_cohort} restricts who can be drawn; set privacy.amplification=none"
             raise PrivacyError(f"privacy.amplification=claim: {what}", "PRIV-SAMPLER")
@@ -104,12 +125,28 @@ class Client(Mechanism):
     def assumptions(self) -> tuple[str, ...]:
         """Return what must be true for the guarantee to hold."""
         drawn = ("who takes part in a round is drawn in secret and not released",)
+        trusted = "the server clips, sums and noises honestly"
+        if self.secure_aggregation:
+            trusted = "every client clips and adds its share of the noise, and the server sees sums alone (simulated)"
         return (
-            "the server clips, sums and noises honestly",
+            trusted,
             "the number of clients is public",
             *(drawn if self.amplification == "claim" else ()),
             *(("the examples of each client, up to the cap, are public",) if self.weight_cap is not None else ()),
         )
+
+    def sent(
+        self,
+        received: Arrays,
+        trained: Arrays,
+        buffers: frozenset[str],
+        terms: Terms,
+        key: NoiseKey,
+        path: Sequence[int],
+    ) -> Arrays:
+        """Return what came, the clipped change and a share of the noise: `min_survivors` shares are all of it."""
+        std = terms.release.noise_std / math.sqrt(self.min_survivors or 1)
+        return noised(received, trained, buffers, self.clip, std, key, ("share", *path))
 
     def draw(self, rate: float, num_clients: int, key: NoiseKey, round_number: int) -> list[int]:
         """Return the partitions of a round, each drawn by its own coin; there may be none."""
@@ -155,6 +192,8 @@ class NoisedMean:
             num_examples: Returns the public number of examples of a partition.
         """
         names = noised_names(current, buffers)
+        if self.mechanism.secure_aggregation:
+            return self._of_shares(current, updates, round_number, names)
         sums: dict[str, NDArray[np.float64]] = {name: np.zeros(current[name].shape) for name in names}
         below = 0.0
         for update in updates:
@@ -172,6 +211,20 @@ class NoisedMean:
             total /= self.rate * whole
             arrays[name] = (current[name] + total).astype(current[name].dtype)
         self._move_clip(below, round_number)
+        return LocalUpdate(0, round_number, arrays, 1, {})
+
+    def _of_shares(
+        self, current: Arrays, updates: Iterator[LocalUpdate], round_number: int, names: Sequence[str]
+    ) -> LocalUpdate:
+        """Return the mean of updates that bring their noise; nothing moves where too few came."""
+        total, number = SecureSum({name: current[name].shape for name in names}), 0
+        for update in updates:
+            total.add(change(update.arrays, current, names))
+            number += 1
+        arrays = dict(current)
+        if number >= (self.mechanism.min_survivors or 0):
+            for name, values in total.result().items():
+                arrays[name] = (current[name] + values / (self.rate * self.num_clients)).astype(current[name].dtype)
         return LocalUpdate(0, round_number, arrays, 1, {})
 
     def _weight(self, num_examples: int) -> float:

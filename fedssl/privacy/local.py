@@ -6,8 +6,7 @@ from typing import ClassVar
 
 from fedssl.arrays import Arrays
 from fedssl.privacy.accounting import Adjacency
-from fedssl.privacy.clipping import change, clipped, noised_names
-from fedssl.privacy.mechanism import Mechanism, Setting, Terms, refuse_client_scores, refuse_shared_statistics
+from fedssl.privacy.mechanism import Mechanism, Setting, Terms, noised, refuse_client_scores, refuse_shared_statistics
 from fedssl.privacy.noise import NoiseKey
 
 
@@ -58,13 +57,4 @@ class Local(Mechanism):
         path: Sequence[int],
     ) -> Arrays:
         """Return what came, plus the clipped change, plus noise."""
-        names = noised_names(trained, buffers)
-        moved = clipped(change(trained, received, names), self.clip)
-        noised = {
-            name: received[name] + values + key.normal(terms.release.noise_std, values.shape, "local", *path, name)
-            for name, values in moved.items()
-        }
-        return {
-            name: noised[name].astype(array.dtype) if name in noised else received[name]
-            for name, array in trained.items()
-        }
+        return noised(received, trained, buffers, self.clip, terms.release.noise_std, key, ("local", *path))

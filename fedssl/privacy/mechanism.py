@@ -12,6 +12,7 @@ from fedssl.checks import above, at_least, one_of
 from fedssl.errors import PrivacyError
 from fedssl.objectives.objective import Batch, Objective
 from fedssl.privacy.accounting import Accountant, Adjacency, Release, calibrate, sensitivity
+from fedssl.privacy.clipping import change, clipped, noised_names
 from fedssl.privacy.ledger import Charge
 from fedssl.privacy.noise import NoiseKey
 
@@ -85,6 +86,7 @@ class Mechanism(ABC):
     name: ClassVar[str]
     unit: ClassVar[str]
     at_server: ClassVar[bool] = False
+    """Whether the server makes the release."""
 
     noise_multiplier: float | None = None
     target_epsilon: float | None = None
@@ -106,6 +108,11 @@ class Mechanism(ABC):
         one_of(get_args(Accountant), accountant=self.accountant)
         one_of(("protected", "unprotected"), metrics=self.metrics)
         one_of(("reproducible", "secure"), noise=self.noise)
+
+    @property
+    def in_client(self) -> bool:
+        """Whether clients add noise."""
+        return not self.at_server
 
     @property
     @abstractmethod
@@ -188,6 +195,34 @@ class Mechanism(ABC):
             path: Partition and round.
         """
         return {name: received[name] if name in buffers else array for name, array in trained.items()}
+
+
+def noised(
+    received: Arrays,
+    trained: Arrays,
+    buffers: frozenset[str],
+    clip: float,
+    std: float,
+    key: NoiseKey,
+    path: Sequence[int | str],
+) -> Arrays:
+    """Return what a client received, plus its clipped change, plus noise; every buffer is as it came.
+
+    Args:
+        received: What the client was sent.
+        trained: The same tensors after training.
+        buffers: Names that no optimizer trains.
+        clip: Largest L2 norm of the change.
+        std: Standard deviation of the noise.
+        key: What the noise is drawn from.
+        path: Names the noise.
+    """
+    moved = clipped(change(trained, received, noised_names(trained, buffers)), clip)
+    arrays = dict(received)
+    for name, values in moved.items():
+        noise = key.normal(std, values.shape, *path, name)
+        arrays[name] = (received[name] + values + noise).astype(received[name].dtype)
+    return arrays
 
 
 def refuse_shared_statistics(setting: Setting) -> None:
