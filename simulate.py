@@ -1,8 +1,13 @@
-"""Run one federated experiment on this machine: `python simulate.py [experiment=NAME] [key=value ...]`."""
+"""Run one federated experiment on this machine: `python simulate.py [experiment=NAME] [key=value ...]`.
+
+With -m it is a sweep: `python simulate.py -m sweep=NAME [key=value ...] [key=a,b ...] [sweep_dir=DIR] [processes=N]`.
+"""
 
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from flwr.clientapp import ClientApp
 
@@ -10,7 +15,10 @@ from clients.app import client_app
 from fedssl.config import RunConfig, groups, load
 from fedssl.errors import ConfigError, DataError, RunError
 from fedssl.report.closing import print_closing_table
+from fedssl.report.records import RunResult
 from fedssl.simulation.engine import open_grid
+from fedssl.sweep.plan import read_plan
+from fedssl.sweep.run import run_sweep
 from fedssl.workspace import prepare
 from strategies.app import run
 
@@ -31,26 +39,34 @@ class MakeClient:
 def main(arguments: list[str]) -> int:
     """Run and return the exit status: 0 completed, 2 bad input, 3 the run failed."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    options = "\n".join(f"  {name}={{{','.join(names)}}}" for name, names in groups().items())
+    choices = "\n".join(f"  {name}={{{','.join(names)}}}" for name, names in groups().items())
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=f"groups:\n{options}", formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, epilog=f"groups:\n{choices}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any setting of conf/")
-    overrides = parser.parse_args(arguments).overrides
+    parser.add_argument("-m", "--multirun", action="store_true", help="run every point of a grid, and go on with it")
+    options = parser.parse_args(arguments)
     try:
-        config = load(overrides)
-        workspace = prepare(config)
-        if workspace.parts is None:
-            raise ConfigError("partition=on_device: is for devices; choose another to simulate")
-        with open_grid(config.engine, MakeClient(config), workspace.num_clients) as grid:
-            result, path = run(config, grid)
+        if options.multirun:
+            return run_sweep(read_plan(options.overrides), simulate)
+        result, path = simulate(options.overrides)
     except (ConfigError, DataError) as error:
         return _say(BAD_INPUT, error)
-    except RunError as error:
-        return _say(FAILED, error)
+    except (RunError, KeyboardInterrupt) as error:
+        return _say(FAILED, str(error) or "interrupted; the same command goes on with a sweep")
     print_closing_table(result)
     sys.stdout.write(f"report: {path / 'report.html'}\n")
     return COMPLETED
+
+
+def simulate(overrides: Sequence[str]) -> tuple[RunResult, Path]:
+    """Run once and return the result and the run directory; ConfigError, DataError or RunError where that fails."""
+    config = load(overrides)
+    workspace = prepare(config)
+    if workspace.parts is None:
+        raise ConfigError("partition=on_device: is for devices; choose another to simulate")
+    with open_grid(config.engine, MakeClient(config), workspace.num_clients) as grid:
+        return run(config, grid)
 
 
 def _say(status: int, error: object) -> int:

@@ -1,8 +1,7 @@
 import json
-import subprocess
-import sys
+import os
+import math
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -11,297 +10,238 @@ from fedssl.errors import PrivacyError
 from fedssl.privacy.accounting import Release, epsilon
 from fedssl.privacy.ledger import EMPTY_HEAD, Charge, Ledger, LedgerFile
 
-RELEASE = Release(1.1, 1.0, 0.1, 5)
+DELTA = 1e-3
 
 
-def charge(round_number: int, scope: str = "server", key: str = "first") -> Charge:
-    return Charge(scope, round_number, "client", "client", "add_remove", RELEASE, key)
+def charge(round_number: int, scope: str = "server", key: str = "k", multiplier: float = 1.1) -> Charge:
+    return Charge(scope, round_number, "client", "client", "add_remove", Release(multiplier, 1.0, 0.1, 1), key)
 
 
-def test_an_empty_ledger_has_spent_nothing() -> None:
-    ledger = Ledger()
-    assert ledger.charges == ledger.scopes == ledger.releases("server") == ()
-    assert ledger.head == EMPTY_HEAD == sha256(b"").hexdigest()
-    assert ledger.epsilon("server", 1e-3) == 0
+def cohort(round_number: int, key: str = "k") -> list[Charge]:
+    return [charge(round_number, f"client {client}", key) for client in (1, 3)]
 
 
-def test_releases_that_are_alike_and_adjacent_are_one() -> None:
-    other = replace(charge(3), release=replace(RELEASE, noise_std=2.0))
-    ledger = Ledger([charge(1), charge(2), other, charge(4)])
-    assert ledger.releases("server") == (replace(RELEASE, count=10), other.release, RELEASE)
-    assert ledger.charges == (charge(1), charge(2), other, charge(4))  # none is merged away
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.jsonl"
 
 
-def test_a_ledger_costs_what_its_releases_cost() -> None:
-    ledger = Ledger([charge(1), charge(2)])
-    assert ledger.epsilon("server", 1e-3) == epsilon([replace(RELEASE, count=10)], 1e-3)
-    assert ledger.epsilon("server", 1e-3, accountant="rdp") == epsilon(
-        [replace(RELEASE, count=10)], 1e-3, accountant="rdp"
-    )
-
-
-def test_a_scope_costs_what_its_adjacency_costs() -> None:
-    release = Release(2.0, 1.0, 1, 1)
-    costs = {"add_remove": 1.993, "zero_out": 1.993, "replace_one": 4.377}
-    for adjacency, cost in costs.items():
-        ledger = Ledger([replace(charge(1), adjacency=adjacency, release=release)])
-        assert ledger.epsilon("server", 1e-5) == pytest.approx(cost, abs=6e-4)
-
-
-def test_scopes_do_not_add_up() -> None:
-    alone = Ledger([charge(1, "client 1")])
-    both = Ledger([charge(1, "client 2"), charge(1, "client 1"), charge(2, "client 2")])
-    assert both.scopes == ("client 2", "client 1")
-    assert both.epsilon("client 1", 1e-3) == alone.epsilon("client 1", 1e-3)
-    assert both.epsilon("client 2", 1e-3) > both.epsilon("client 1", 1e-3)
-    assert both.epsilon("client 3", 1e-3) == 0
-
-
-@pytest.mark.parametrize("change", [{"adjacency": "replace_one"}, {"unit": "example"}])
-def test_a_scope_keeps_its_unit_and_its_adjacency(change: dict[str, str]) -> None:
-    ledger = Ledger([charge(1)])
-    head = ledger.head
-    with pytest.raises(ValueError, match="scope server must be charged for client under add_remove, got "):
-        ledger.add(replace(charge(2), **change))
-    assert (ledger.charges, ledger.head) == ((charge(1),), head)
-    ledger.add(replace(charge(2, "client 1"), **change))
-
-
-def test_the_chain_depends_on_every_charge_on_every_field_and_on_the_order() -> None:
-    others = {
-        "scope": "client 1",
-        "round": 7,
-        "mechanism": "local",
-        "unit": "example",
-        "adjacency": "zero_out",
-        "release": replace(RELEASE, count=6),
-        "key": "second",
-    }
-    heads = {Ledger([replace(charge(1), **{name: value})]).head for name, value in others.items()}
-    assert len(heads | {EMPTY_HEAD, Ledger([charge(1)]).head}) == len(others) + 2
-    assert Ledger([charge(1), charge(2)]).head != Ledger([charge(2), charge(1)]).head
-    assert Ledger([charge(1), charge(2)]).head == Ledger([charge(1), charge(2)]).head
-
-
-def test_a_ledger_comes_back_with_the_same_bits(tmp_path: Path) -> None:
-    path = tmp_path / "ledger"
-    file = LedgerFile(path)
-    odd = Release(0.1 + 0.2, 1 / 3, 512 / 50_000, 97)  # none of them is a short decimal
-    file.charge([charge(1), replace(charge(1, "client 1"), release=odd)])
-    file.charge([replace(charge(2), release=odd)])
-    again = LedgerFile(path, 3, file.ledger.head).ledger
-    assert again.charges == file.ledger.charges
-    assert again.head == file.ledger.head
-    for scope in ("server", "client 1"):
-        assert again.epsilon(scope, 1e-5).hex() == file.ledger.epsilon(scope, 1e-5).hex()
-    program = (
-        "import sys; from pathlib import Path; from fedssl.privacy.ledger import LedgerFile;"
-        "print(LedgerFile(Path(sys.argv[1]), 3, sys.argv[2]).ledger.epsilon('server', 1e-5).hex())"
-    )
-    run = [sys.executable, "-c", program, str(path), again.head]
-    found = subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
-    assert found == again.epsilon("server", 1e-5).hex()
-
-
-def test_a_line_is_a_charge_and_the_chain_up_to_it(tmp_path: Path) -> None:
-    path = tmp_path / "ledger"
-    file = LedgerFile(path)
-    assert path.read_bytes() == b""
-    file.charge([charge(1)])
-    assert json.loads(path.read_text()) == {
-        "scope": "server",
-        "round": 1,
-        "mechanism": "client",
-        "unit": "client",
-        "adjacency": "add_remove",
-        "release": {"noise_std": 1.1, "clip": 1.0, "sampling_rate": 0.1, "count": 5},
-        "key": "first",
-        "chain": file.ledger.head,
-    }
-    before = path.read_bytes()
-    file.charge([charge(2)])
-    assert path.read_bytes().startswith(before)  # appended to, not written anew
-
-
-def written(path: Path, rounds: int = 3) -> str:
-    """Charge for rounds and return the head."""
+def filled(path: Path, rounds: int = 3) -> LedgerFile:
     file = LedgerFile(path)
     for round_number in range(1, rounds + 1):
         file.charge([charge(round_number)])
-    return file.ledger.head
+    return file
 
 
-def refused(path: Path, num_charges: int, head: str, reason: str) -> None:
-    before = path.read_bytes() if path.exists() else None
-    with pytest.raises(PrivacyError, match=reason) as caught:
-        LedgerFile(path, num_charges, head)
-    assert caught.value.code == "PRIV-RESUME"
-    assert (path.read_bytes() if path.exists() else None) == before
+def test_alike_releases_that_follow_each_other_are_one() -> None:
+    ledger = Ledger([charge(1), charge(2), charge(3, multiplier=2.0), charge(4)])
+    assert [(release.noise_std, release.count) for release in ledger.releases("server")] == [
+        (1.1, 2),
+        (2.0, 1),
+        (1.1, 1),
+    ]
+    assert len(ledger.charges) == 4
+    assert ledger.releases("client 7") == ()
+    assert ledger.epsilon("client 7", DELTA) == 0
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ('"round": 2', '"round": 5'),
-        ('"noise_std": 1.1', '"noise_std": 1.2'),
-        ('"count": 5', '"count": 4'),
-        ('"clip": 1.0', '"clip": 1.00'),  # the same number, another text
-        ('"key": "first"', '"key": "other"'),
-        ('"key": "first"', '"key": "first", "key": "first"'),
-        ('"scope": "server"', '"scope": 3'),
-        ("{", "["),
-        ('"unit": "client", ', ""),
-        ("}\n", "} \n"),
-    ],
-)
-def test_a_line_that_was_changed_is_refused(tmp_path: Path, old: str, new: str) -> None:
-    path = tmp_path / "ledger"
-    head = written(path)
-    lines = path.read_text().splitlines(keepends=True)
-    assert old in lines[1]
-    lines[1] = lines[1].replace(old, new, 1)
-    path.write_text("".join(lines))
-    refused(path, 3, head, r"ledger was changed in line 2: put back what was written \[PRIV-RESUME\]")
+def test_scopes_are_counted_apart_each_under_its_adjacency() -> None:
+    replaced = replace(charge(1, "client 3"), adjacency="replace_one")
+    ledger = Ledger([charge(1), replaced, charge(2), replace(replaced, round=2)])
+    assert ledger.scopes == ("server", "client 3")
+    made = [Release(1.1, 1.0, 0.1, 2)]
+    assert ledger.epsilon("server", DELTA) == epsilon(made, DELTA)
+    assert ledger.epsilon("server", DELTA, accountant="rdp") == epsilon(made, DELTA, accountant="rdp")
+    assert ledger.epsilon("client 3", DELTA) == epsilon(made, DELTA, adjacency="replace_one")
 
 
-def test_lines_that_were_swapped_or_taken_out_of_the_middle_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "ledger"
-    head = written(path)
-    first, second, third = path.read_text().splitlines(keepends=True)
-    path.write_text(second + first + third)
-    refused(path, 3, head, "was changed in line 1")
-    path.write_text(first + third)
-    refused(path, 2, head, "was changed in line 2")
+def test_what_protects_something_else_is_not_added_up() -> None:
+    ledger = Ledger([charge(1)])
+    with pytest.raises(ValueError, match="scope server must be charged for client under add_remove, got"):
+        ledger.add(replace(charge(2), unit="cell"))
+    with pytest.raises(ValueError, match="scope server must be charged for client under add_remove, got"):
+        ledger.add(replace(charge(2), adjacency="zero_out"))
+    assert ledger.charges == (charge(1),)
 
 
-def test_a_file_that_lost_whole_lines_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "ledger"
-    head = written(path)
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
-    refused(path, 3, head, "holds 2 charges, the checkpoint 3: put the whole file back")
+def test_the_head_depends_on_every_charge_and_their_order() -> None:
+    assert Ledger().head == EMPTY_HEAD
+    heads = {
+        Ledger(charges).head
+        for charges in (
+            [],
+            [charge(1)],
+            [charge(1), charge(2)],
+            [charge(2), charge(1)],
+            [charge(1), charge(2, key="other")],
+            [charge(1), charge(2, multiplier=math.nextafter(1.1, 2))],
+        )
+    }
+    assert len(heads) == 6
+    assert Ledger([charge(1), charge(2)]).head == Ledger([charge(1), charge(2)]).head
 
 
-def test_a_file_that_lost_part_of_a_line_that_the_checkpoint_knows_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "ledger"
-    head = written(path)
-    path.write_bytes(path.read_bytes()[:-1])
-    refused(path, 3, head, "holds 2 charges, the checkpoint 3")
-
-
-def test_a_missing_file_is_refused_and_a_first_one_is_made(tmp_path: Path) -> None:
-    path = tmp_path / "ledger"
-    refused(path, 1, Ledger([charge(1)]).head, "is missing, and without it what was spent is not known: put it back")
-    LedgerFile(path)
-    assert path.read_bytes() == b""
-
-
-def test_the_ledger_of_another_run_is_refused(tmp_path: Path) -> None:
-    written(tmp_path / "one")
-    file = LedgerFile(tmp_path / "other")
-    file.charge([charge(number, key="other") for number in (1, 2, 3)])
-    refused(tmp_path / "one", 3, file.ledger.head, "is not the ledger of this checkpoint: put that one back")
-
-
-def test_a_last_line_that_was_cut_was_never_released_and_is_cut_away(tmp_path: Path) -> None:
-    path = tmp_path / "ledger"
-    head = written(path, rounds=2)
-    whole = path.read_bytes()
-    written(tmp_path / "longer")
-    third = (tmp_path / "longer").read_bytes()[len(whole) :]
-    for kept in (1, len(third) // 2, len(third) - 1):
-        path.write_bytes(whole + third[:kept])
-        file = LedgerFile(path, 2, head)
-        assert file.ledger.charges == (charge(1), charge(2))
-        assert path.read_bytes() == whole
-    file.charge([charge(3)])
-    assert path.read_bytes() == whole + third
-
-
-def killed_after_writing(path: Path, *ahead: Charge) -> LedgerFile:
-    """Return the file of a run whose checkpoint knows one round, and which charged beyond it before it was killed."""
+def test_a_file_gives_back_every_bit(path: Path) -> None:
+    made = [charge(number, multiplier=1 + 1 / (3 + number)) for number in range(4)]
     file = LedgerFile(path)
-    file.charge([charge(1)])
-    head = file.ledger.head
-    file.charge(ahead)
-    return LedgerFile(path, 1, head)
+    file.charge(made[:3])
+    file.charge([])
+    file.charge(made[3:])
+    again = LedgerFile(path, 4, file.ledger.head).ledger
+    assert again.charges == tuple(made)
+    assert again.head == file.ledger.head == Ledger(made).head
+    assert again.epsilon("server", DELTA).hex() == Ledger(made).epsilon("server", DELTA).hex()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["round"] for line in lines] == [0, 1, 2, 3]
+    assert lines[-1]["chain"] == again.head
 
 
-def test_a_charge_that_was_written_ahead_pays_for_the_same_release_once(tmp_path: Path) -> None:
-    path = tmp_path / "ledger"
-    file = killed_after_writing(path, charge(2))
-    spent = file.ledger.epsilon("server", 1e-3)
-    assert spent == Ledger([charge(1), charge(2)]).epsilon("server", 1e-3)  # counted before it is made again
-    content = path.read_bytes()
-    file.charge([charge(2)])
-    assert path.read_bytes() == content
-    assert file.ledger.epsilon("server", 1e-3) == spent
-    file.charge([charge(3)])
-    assert file.ledger.charges == (charge(1), charge(2), charge(3))
+def test_a_new_file_holds_nothing(path: Path) -> None:
+    assert LedgerFile(path).ledger.charges == ()
+    assert path.read_bytes() == b""
+    assert LedgerFile(path).ledger.head == EMPTY_HEAD
 
 
-def test_paid_ahead_is_paid_for_one_release(tmp_path: Path) -> None:
-    file = killed_after_writing(tmp_path / "ledger", charge(2))
-    file.charge([charge(2)])
-    file.charge([charge(2)])
-    assert file.ledger.charges == (charge(1), charge(2), charge(2))
+def test_a_charge_is_on_the_disk_before_it_is_released_by_one_write(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = LedgerFile(path)
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", lambda _: synced.append(len(path.read_bytes().splitlines())))
+    file.charge(cohort(1))
+    assert synced == [2]
 
 
-def test_a_release_with_fresh_noise_is_charged_again(tmp_path: Path) -> None:
-    path = tmp_path / "ledger"
-    file = killed_after_writing(path, charge(2))
-    file.charge([charge(2, key="second")])
-    assert file.ledger.charges == (charge(1), charge(2), charge(2, key="second"))
-    assert file.ledger.epsilon("server", 1e-3) == Ledger([charge(1), charge(2), charge(3)]).epsilon("server", 1e-3)
-    again = LedgerFile(path, 1, Ledger([charge(1)]).head)  # killed once more: either noise is paid for
-    for key in ("first", "second"):
-        once = LedgerFile(path, 1, Ledger([charge(1)]).head)
-        once.charge([charge(2, key=key)])
-        assert once.ledger.charges == again.ledger.charges
+def test_a_release_made_again_with_its_noise_is_not_charged_again(path: Path) -> None:
+    before = filled(path).ledger
+    head = Ledger(before.charges[:1]).head
+    resumed = LedgerFile(path, 1, head)  # killed in round 3, its checkpoint is of round 1
+    assert resumed.ledger.charges == before.charges
+    for number in (2, 3):
+        assert resumed.due([charge(number)]) == ()
+        resumed.charge([charge(number)])
+    assert resumed.ledger.charges == before.charges
+    assert resumed.due([charge(4)]) == (charge(4),)
+    resumed.charge([charge(4)])
+    whole = filled(path.with_name("other"), 4).ledger
+    assert LedgerFile(path).ledger.head == whole.head
+    assert resumed.ledger.epsilon("server", DELTA).hex() == whole.epsilon("server", DELTA).hex()
+
+
+def test_another_noise_is_charged_on_top_however_often_the_run_was_killed(path: Path) -> None:
+    LedgerFile(path).charge(cohort(1, "a"))
+    for key in ("b", "c"):
+        LedgerFile(path).charge(cohort(1, key)[:1])
+    last = LedgerFile(path)
+    last.charge(cohort(1, "d"))
+    last.charge(cohort(2, "d"))
+    assert [(one.scope[-1], one.round, one.key) for one in LedgerFile(path).ledger.charges] == [
+        *(("1", 1, "a"), ("3", 1, "a"), ("1", 1, "b"), ("1", 1, "c")),
+        *(("1", 1, "d"), ("3", 1, "d"), ("1", 2, "d"), ("3", 2, "d")),
+    ]
+    again = LedgerFile(path)
+    assert again.due(cohort(1, "a")) == ()
+
+
+def test_a_round_is_charged_whole_after_a_kill_in_the_middle_of_its_write(path: Path) -> None:
+    LedgerFile(path).charge(cohort(1))
+    whole = path.read_bytes()
+    for kept in range(len(whole) + 1):
+        path.write_bytes(whole[:kept])
+        file = LedgerFile(path)
+        assert len(file.ledger.charges) == whole[:kept].count(b"\n")
+        file.charge(cohort(1))
+        assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize(
-    "change",
+    "changed",
     [
-        {"release": replace(RELEASE, noise_std=1.2)},
-        {"release": replace(RELEASE, count=4)},
-        {"round": 3},
-        {"scope": "client 1"},
-        {"unit": "example"},
-        {"adjacency": "replace_one"},
+        charge(2, multiplier=1.2),
+        charge(3),
+        charge(2, scope="client 3"),
+        replace(charge(2), adjacency="replace_one"),
+        replace(charge(2), unit="cell"),
+        replace(charge(2), mechanism="cell"),
+        replace(charge(2), release=replace(charge(2).release, sampling_rate=0.2)),
     ],
 )
-def test_another_release_than_was_written_ahead_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
-    path = tmp_path / "ledger"
-    file = killed_after_writing(path, charge(2))
+def test_a_run_with_other_settings_does_not_go_on(path: Path, changed: Charge) -> None:
+    before = filled(path).ledger
     content = path.read_bytes()
-    with pytest.raises(PrivacyError, match="has charged server for round 2 otherwise than this run would") as caught:
-        file.charge([replace(charge(2), **change)])
-    assert caught.value.code == "PRIV-RESUME"
+    resumed = LedgerFile(path, 1, Ledger(before.charges[:1]).head)
+    with pytest.raises(PrivacyError, match="has charged server for round") as refused:
+        resumed.charge([changed])
+    assert refused.value.code == "PRIV-RESUME"
+    assert "\n" not in str(refused.value)
+    assert str(path) in str(refused.value)
+    assert path.read_bytes() == content
+    assert resumed.ledger.charges == before.charges
+
+
+def test_a_missing_file_is_refused_and_not_made(path: Path) -> None:
+    with pytest.raises(PrivacyError, match=r"is missing.*\[PRIV-RESUME\]"):
+        LedgerFile(path, 1, Ledger([charge(1)]).head)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_a_shortened_file_is_refused_and_left_as_it_is(path: Path, kept: int) -> None:
+    head = filled(path).ledger.head
+    lines = path.read_bytes().splitlines(keepends=True)
+    content = b"".join(lines[:kept]) + lines[kept][:-1]
+    path.write_bytes(content)
+    with pytest.raises(PrivacyError, match=f"holds {kept} charges, the checkpoint 3") as refused:
+        LedgerFile(path, 3, head)
+    assert refused.value.code == "PRIV-RESUME"
     assert path.read_bytes() == content
 
 
-def test_some_of_what_was_written_ahead_pays_for_some_of_the_releases(tmp_path: Path) -> None:
-    clients = [charge(2, f"client {number}") for number in range(3)]
-    file = killed_after_writing(tmp_path / "ledger", *clients[:2])
-    file.charge(clients)
-    assert file.ledger.charges == (charge(1), *clients)  # client 2 alone was still to be charged
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        (b'"round": 2', b'"round": 7', 2),
+        (b'"noise_std": 1.1', b'"noise_std": 9.9', 1),
+        (b'"noise_std": 1.1', b'"noise_std":  1.1', 1),
+        (b'"noise_std": 1.1', b'"noise_std": NaN', 1),
+        (b'"round": 3', b'"rounds": 3', 3),
+        (b'"round": 3, ', b"", 3),
+        (b"{", b"\xff", 1),
+    ],
+)
+def test_a_changed_line_is_named(path: Path, old: bytes, new: bytes, line: int) -> None:
+    filled(path)
+    path.write_bytes(path.read_bytes().replace(old, new))
+    with pytest.raises(PrivacyError, match=rf"was changed in line {line}: .*\[PRIV-RESUME\]"):
+        LedgerFile(path)
 
 
-def test_clients_that_do_not_answer_again_stay_charged(tmp_path: Path) -> None:
-    clients = [charge(2, f"client {number}") for number in range(3)]
-    file = killed_after_writing(tmp_path / "ledger", *clients)
-    file.charge(clients[:1])
-    file.charge(clients[1:])
-    assert file.ledger.charges == (charge(1), *clients)
+def test_a_line_that_is_taken_out_or_moved_is_named(path: Path) -> None:
+    filled(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[2])
+    with pytest.raises(PrivacyError, match="was changed in line 2"):
+        LedgerFile(path)
+    path.write_bytes(lines[1] + lines[0] + lines[2])
+    with pytest.raises(PrivacyError, match="was changed in line 1"):
+        LedgerFile(path)
 
 
-def test_ledgers_are_made_again_from_the_file_for_every_round(tmp_path: Path) -> None:
+def test_the_ledger_of_another_run_is_refused(path: Path) -> None:
+    filled(path)
+    other = Ledger([charge(1, multiplier=2.0), charge(2, multiplier=2.0)])
+    with pytest.raises(PrivacyError, match=r"is not the ledger of this checkpoint.*\[PRIV-RESUME\]"):
+        LedgerFile(path, 2, other.head)
+
+
+def test_charges_are_on_the_disk_when_the_call_returns_and_nothing_is_written_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "ledger"
-    costs = []
-    for round_number in (1, 2, 3):
-        known = LedgerFile(path).ledger if path.exists() else Ledger()
-        file = LedgerFile(path, len(known.charges), known.head)
-        file.charge([charge(round_number)])
-        costs.append(file.ledger.epsilon("server", 1e-3))
-    assert costs == [epsilon([replace(RELEASE, count=5 * number)], 1e-3) for number in (1, 2, 3)]
-    assert costs == sorted(set(costs))
+    file = LedgerFile(path)
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    file.charge([charge(1, f"client {number}") for number in range(3)])
+    assert synced == [path.stat().st_size]
+    file.charge([])
+    assert len(synced) == 1

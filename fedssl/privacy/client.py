@@ -98,6 +98,16 @@ class Client(Mechanism):
         """Return one release a round."""
         return (self.rate(setting) if self.amplification == "claim" else 1.0), 1
 
+    def terms(self, setting: Setting) -> Terms:
+        """Return the noise and the delta of a run; ValueError where an adaptive clip leaves no noise for the update."""
+        terms = super().terms(setting)
+        update_multiplier(terms.noise_multiplier, self.count_noise(self.rate(setting), setting.num_clients))
+        return terms
+
+    def count_noise(self, rate: float, num_clients: int) -> float | None:
+        """Return the standard deviation of the noise on the count of unclipped updates; None where none is counted."""
+        return None if self.quantile is None else rate * num_clients / 20
+
     def num_units(self, setting: Setting) -> int:
         """Return the clients."""
         return setting.num_clients
@@ -246,22 +256,16 @@ class NoisedMean:
                     sums[name] += moved[name]
         return 0.5 if whole else -0.5
 
-    @property
-    def _count_noise(self) -> float:
-        """Standard deviation of the noise on the count of unclipped updates."""
-        return self.rate * self.num_clients / 20
-
     def _update_noise(self) -> float:
         """Return the multiplier of the update: with an adaptive clip the count takes its part of the noise."""
-        return update_multiplier(self.terms.release.noise_std / self.mechanism.clip, self._adaptive_noise())
-
-    def _adaptive_noise(self) -> float | None:
-        return None if self.mechanism.quantile is None else self._count_noise
+        counted = self.mechanism.count_noise(self.rate, self.num_clients)
+        return update_multiplier(self.terms.release.noise_std / self.mechanism.clip, counted)
 
     def _move_clip(self, below: float, round_number: int) -> None:
-        if self.mechanism.quantile is None:
+        std = self.mechanism.count_noise(self.rate, self.num_clients)
+        if self.mechanism.quantile is None or std is None:
             return
-        noise = float(self.key.normal(self._count_noise, (), "count", round_number))
+        noise = float(self.key.normal(std, (), "count", round_number))
         share = (below + noise) / (self.rate * self.num_clients) + 0.5
         self.clip *= math.exp(-self.mechanism.clip_rate * (share - self.mechanism.quantile))
 

@@ -141,8 +141,8 @@ class LedgerFile:
         """All charges of the file."""
         return self._ledger
 
-    def charge(self, charges: Sequence[Charge]) -> None:
-        """Charge for releases that are about to be made; on the disk when this returns, by one write.
+    def due(self, charges: Sequence[Charge]) -> tuple[Charge, ...]:
+        """Return those of the charges that would be written: the others were written ahead, and are counted.
 
         A charge that was written ahead and comes again with its key is the same release, which is paid for; with
         another key it is one more. Two of the same scope and round that differ in nothing but their keys are one
@@ -150,7 +150,6 @@ class LedgerFile:
 
         Raises:
             PrivacyError: Not these charges were written ahead, but others.
-            ValueError: As by `Ledger.add`.
         """
         unkeyed = [replace(charge, key="") for charge in charges]
         made = set(unkeyed)
@@ -161,12 +160,22 @@ class LedgerFile:
                 f"has charged {missing[0].scope} for round {missing[0].round} otherwise than this run would: "
                 "resume with the settings of the run that was killed",
             )
-        ahead = [self._ahead.pop(charge, set()) for charge in unkeyed]
+        paid = [self._ahead.get(charge, set()) for charge in unkeyed]
+        return tuple(charge for charge, keys in zip(charges, paid, strict=True) if charge.key not in keys)
+
+    def charge(self, charges: Sequence[Charge]) -> None:
+        """Charge for releases that are about to be made: what is `due` is on the disk when this returns, by one write.
+
+        Raises:
+            PrivacyError: As by `due`.
+            ValueError: As by `Ledger.add`.
+        """
         lines = []
-        for charge, keys in zip(charges, ahead, strict=True):
-            if charge.key not in keys:
-                self._ledger.add(charge)
-                lines.append(_line(charge, self._ledger.head))
+        for charge in self.due(charges):
+            self._ledger.add(charge)
+            lines.append(_line(charge, self._ledger.head))
+        for charge in charges:
+            self._ahead.pop(replace(charge, key=""), None)
         if lines:
             with self._path.open("ab") as stream:
                 stream.write("".join(lines).encode())

@@ -1,7 +1,6 @@
 """One point: train it, train its twin, attack its encoder, and write down what came of it."""
 
 import json
-import os
 import sys
 import time
 import traceback
@@ -11,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fedssl.errors import ConfigError, PrivacyError, RunError
+from fedssl.errors import ConfigError, RunError
 from fedssl.report.records import RunResult, plain
 from fedssl.report.rundir import RunDirectory
 from fedssl.sweep.plan import Audit, Point
@@ -86,7 +85,7 @@ def run_point(folder: Path, point: Point, audit: Audit | None, train: Train) -> 
                     "violated",
                     f"an attack shows more than the guarantee allows ({bound:.3g}, {spent:.3g})",
                 )
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other points are run
+        except Exception as error:  # whatever it is, the other points are run
             if isinstance(error.__cause__, KeyboardInterrupt):
                 raise KeyboardInterrupt from error
             traceback.print_exc(file=sys.stderr)
@@ -157,4 +156,4 @@ def _attacked(audit: Mapping[str, Any]) -> dict[str, float]:
 def _write(path: Path, values: Mapping[str, object]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(plain(values), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)

@@ -47,13 +47,13 @@ def run_sweep(sweep: Sweep, train: Train) -> int:
 
 def _outcomes(sweep: Sweep, points: Sequence[Point], train: Train) -> Iterator[tuple[str, Outcome]]:
     """Yield the name of each point and what came of it, as they end."""
-    work = [(sweep.folder / POINTS / point.name, point, sweep.audit, train) for point in points]
-    if sweep.processes == 1 or len(work) < 2:
-        yield from ((folder.name, run_point(folder, *rest)) for folder, *rest in work)
+    folder = sweep.folder / POINTS
+    if sweep.processes == 1 or len(points) < 2:
+        yield from ((each.name, run_point(folder / each.name, each, sweep.audit, train)) for each in points)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(sweep.processes, len(work)), context, _begin) as pool:
-        futures = {pool.submit(run_point, *each): each[1] for each in work}
+    with ProcessPoolExecutor(min(sweep.processes, len(points)), context, _begin) as pool:
+        futures = {pool.submit(run_point, folder / each.name, each, sweep.audit, train): each for each in points}
         try:
             for future in as_completed(futures):
                 point = futures[future]
