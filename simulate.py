@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any setting of conf/")
     parser.add_argument("-m", "--multirun", action="store_true", help="run every point of a grid, and go on with it")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         if options.multirun:
             return run_sweep(read_plan(options.overrides), simulate)

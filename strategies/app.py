@@ -103,7 +103,8 @@ def _check_rule(workspace: Workspace, strategy: Federated, initial: Arrays) -> N
         return
     rule = type(strategy).__name__
     if strategy.extras(initial):
-        raise PrivacyError(f"strategy={rule}: needs arrays beside the model, which nobody noises", "PRIV-STATE")
+        what = "needs arrays beside the model, which nobody noises; use strategy=fedavg, fedavgm or fedadam"
+        raise PrivacyError(f"strategy={rule}: {what}", "PRIV-STATE")
     if strategy.metrics and mechanism.metrics == "protected":
         what = f"needs {', '.join(strategy.metrics)} of every client, which is not released; use strategy=fedavg"
         raise PrivacyError(f"strategy={rule}: {what}", "PRIV-METRIC")

@@ -124,9 +124,9 @@ CALIBRATED = [
 
 
 def by_two_accountants() -> list[tuple[int, Accountant]]:
-    """Every row by rdp and by the faster of the tight ones; those that are fast by both."""
+    """Every row by rdp and by one of the tight ones; those that are fast by both."""
     tight: list[tuple[int, Accountant]] = [(row, "pld" if row == 3 else "prv") for row in range(len(CALIBRATED))]
-    return [(row, "rdp") for row in range(len(CALIBRATED))] + tight + [(0, "pld"), (4, "pld"), (6, "pld")]
+    return [(row, "rdp") for row in range(len(CALIBRATED))] + tight + [(0, "pld"), (6, "pld")]
 
 
 @pytest.mark.parametrize(("row", "accountant"), by_two_accountants())
@@ -282,9 +282,9 @@ def test_opposite_vectors_are_the_worst_replacement() -> None:
 def test_a_wide_grid_rounds_up_by_little() -> None:
     from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 
-    fine = from_gaussian_mechanism(1.0, sampling_prob=0.5).self_compose(200).get_epsilon_for_delta(1e-3)
-    assert epsilon([Release(1.0, 1.0, 0.5, 200)], 1e-3) == pytest.approx(fine, rel=1e-5)
-    assert fine > 50
+    fine = from_gaussian_mechanism(1.0, sampling_prob=0.5).self_compose(80).get_epsilon_for_delta(1e-3)
+    assert epsilon([Release(1.0, 1.0, 0.5, 80)], 1e-3) == pytest.approx(fine, rel=1e-5)
+    assert fine > 25
 
 
 def test_a_group_costs_more_than_its_members() -> None:

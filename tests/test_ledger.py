@@ -1,5 +1,4 @@
 import json
-import os
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -158,7 +157,7 @@ def test_a_round_is_charged_whole_after_a_kill_in_the_middle_of_its_write(path: 
     "changed",
     [
         charge(2, multiplier=1.2),
-        charge(3),
+        charge(4),
         charge(2, scope="client 3"),
         replace(charge(2), adjacency="replace_one"),
         replace(charge(2), unit="cell"),
@@ -232,16 +231,3 @@ def test_the_ledger_of_another_run_is_refused(path: Path) -> None:
     other = Ledger([charge(1, multiplier=2.0), charge(2, multiplier=2.0)])
     with pytest.raises(PrivacyError, match=r"is not the ledger of this checkpoint.*\[PRIV-RESUME\]"):
         LedgerFile(path, 2, other.head)
-
-
-def test_charges_are_on_the_disk_when_the_call_returns_and_nothing_is_written_for_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "ledger"
-    file = LedgerFile(path)
-    synced: list[int] = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
-    file.charge([charge(1, f"client {number}") for number in range(3)])
-    assert synced == [path.stat().st_size]
-    file.charge([])
-    assert len(synced) == 1

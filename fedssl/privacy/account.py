@@ -84,7 +84,7 @@ class Account:
         charges = self.mechanism.charges(self.terms, round_number, cohort, self._fingerprint)
         limit = self.mechanism.max_epsilon
         if limit is not None:
-            ledger = Ledger([*self._file.ledger.charges, *charges])
+            ledger = Ledger([*self._file.ledger.charges, *self._file.due(charges)])
             after = max((self._epsilon(ledger, charge.scope) for charge in charges), default=0.0)
             if after > limit:
                 what = f"round {round_number} would come to epsilon {after:.4g}, privacy.max_epsilon is {limit}"

@@ -82,7 +82,7 @@ def pld_epsilon(groups: Groups, delta: float, replace: bool) -> float:
     return float(total.get_epsilon_for_delta(delta))
 
 
-@lru_cache(maxsize=16)  # some megabytes each
+@lru_cache(maxsize=32)  # some megabytes each
 def _pld(multiplier: float, rate: float, replace: bool, interval: float) -> Any:  # noqa: ANN401  (not typed there)
     from dp_accounting import NeighboringRelation
     from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism

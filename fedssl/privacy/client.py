@@ -265,7 +265,7 @@ class NoisedMean:
         std = self.mechanism.count_noise(self.rate, self.num_clients)
         if self.mechanism.quantile is None or std is None:
             return
-        noise = float(self.key.normal(std, (), "count", round_number))
+        noise = float(self.key.normal(std if self.terms.noise_multiplier else 0.0, (), "count", round_number))
         share = (below + noise) / (self.rate * self.num_clients) + 0.5
         self.clip *= math.exp(-self.mechanism.clip_rate * (share - self.mechanism.quantile))
 

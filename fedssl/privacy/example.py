@@ -119,9 +119,8 @@ def refuse_coupled(setting: Setting) -> None:
         coupling, reason = "batch", "its batches are mixed by who is labelled, and its loss by how many are"
     else:
         reason = "without one example the gradients of others change too, by more than the clip bounds"
-    others = (
-        "privacy=client; privacy=cell; or a loss of single examples: rotnet, mae, diet, supervised, byol, vcop, speed"
-    )
+    cells = "" if coupling in ("queue", "global_state") else "privacy=cell; "
+    others = f"privacy=client; {cells}or a loss of single examples: rotnet, mae, diet, supervised, byol, vcop, speed"
     raise PrivacyError(
         f"privacy=example: must have an objective of single examples, {name}'s coupling is {coupling}: {reason}; "
         f"use {others}",
@@ -164,7 +163,8 @@ class Cell(Sampled):
             raise PrivacyError(f"privacy=cell: must have an objective of single batches, {what}", "PRIV-E-COUPLED")
         if self.cell_size < setting.objective.min_batch:
             least = setting.objective.min_batch
-            raise PrivacyError(f"privacy.cell_size={self.cell_size}: must be at least {least}", "PRIV-E-COUPLED")
+            what = f"must be at least {least}, the objective's smallest batch"
+            raise PrivacyError(f"privacy.cell_size={self.cell_size}: {what}", "PRIV-E-COUPLED")
 
     def assumptions(self) -> tuple[str, ...]:
         """Return what must be true for the guarantee to hold."""
