@@ -39,20 +39,25 @@ def train(message: Message, context: Context, config: RunConfig) -> Message:
     """Train on this client's examples, answer with the tensors that came, and remember the others.
 
     Raises:
-        FloatingPointError: A trained tensor is not finite, and its message is not noised; in any case the client remembers
-            nothing of this round.
+        FloatingPointError: The training diverged, and the answer is not noised as a whole. In any case the client
+            remembers nothing of this round.
     """
     workspace = open_workspace(config)
     task = read_task(message.content)
     partition = _partition(context, workspace)
     memory = recall(context)
     key = _noise_key(workspace, memory, task)
-    outcome = _work(workspace, task, memory, partition, key)
-    trained = bundle.arrays(workspace.model, None, copy=False)
-    broken = not_finite(trained)
-    noises_message = key is not None and not isinstance(workspace.mechanism, Sampled)
-    if broken and not noises_message:  # there the change counts as zero: no answer would tell something of the data
-        raise FloatingPointError(f"{broken} is not finite after training")
+    try:
+        outcome = _work(workspace, task, memory, partition, key)
+        trained = bundle.arrays(workspace.model, None, copy=False)
+        if name := not_finite(trained):
+            raise FloatingPointError(f"{name} is not finite after training")
+    except FloatingPointError:
+        if key is None or isinstance(workspace.mechanism, Sampled):
+            raise
+        # the message is noised as a whole: a missing one would tell something of the data
+        same = _protected(workspace, LocalUpdate(partition, task.round, task.arrays, 0, {}), task, key)
+        return Message(write_update(same), reply_to=message)
     shared = {name: trained.pop(name) for name in task.arrays}
     labels = workspace.labels(partition)
     num_examples = len(labels) if outcome.num_examples is None else outcome.num_examples
@@ -62,8 +67,7 @@ def train(message: Message, context: Context, config: RunConfig) -> Message:
         update = _protected(workspace, update, task, key)
     reply = Message(write_update(update), reply_to=message)
     secret = {} if key is None else {_NOISE: {"key": np.frombuffer(key.secret, np.uint8)}}
-    if not broken:
-        remember(context, Memory(trained, {**outcome.kept, **secret}))
+    remember(context, Memory(trained, {**outcome.kept, **secret}))
     return reply
 
 

@@ -449,6 +449,8 @@ def _explain(error: Exception, words: Sequence[str]) -> str:
         group = key.partition("@")[0]  # group@place puts an option where a part of another one is
         if group in options and value not in options[group]:
             return f"{key}={value}: no such option; allowed: {', '.join(options[group])}"
+        if group == SWEEP:
+            return f"{word}: is no part of a run; python simulate.py -m {word} runs its points"
     chosen = [word for word in words if word.partition("=")[0] in options]
     try:
         base = compose("config", overrides=chosen)

@@ -75,7 +75,11 @@ class _Run:
             self.saver.restore(self.saved)
         records = self.saved.records if self.saved else ()
         self.rundir = RunDirectory.reopen(path, records) if goes_on else RunDirectory.create(path, config.text)
-        self.account = _account(self.workspace, self.rundir, self.saved)
+        try:
+            self.account = _account(self.workspace, self.rundir, self.saved)
+        except ConfigError:
+            self.rundir.close()
+            raise
         in_background = not isinstance(grid, LocalGrid)
         self.evaluator = Evaluator(lambda arrays: _scores(self.workspace, arrays), config, in_background=in_background)
 

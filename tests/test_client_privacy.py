@@ -10,6 +10,7 @@ from scipy.stats import norm as normal
 from scipy.stats import rankdata
 from torch import nn
 
+from fedssl.arrays import Arrays
 from fedssl.errors import PrivacyError
 from fedssl.objectives.rotnet import RotNet
 from fedssl.privacy.accounting import Release, epsilon
@@ -24,7 +25,7 @@ BUFFERS = frozenset({"backbone.mean"})
 ZERO = {"backbone.w": np.zeros(2), "head.t": np.array(0.0)}
 
 
-def mean_of(num_clients: int = K, rate: float = 1.0, key: NoiseKey | None = None, **settings: Any) -> NoisedMean:
+def mean_of(num_clients: int = K, rate: float = 1.0, key: NoiseKey | None = None, **settings: object) -> NoisedMean:
     """Return the rule as an account makes it; without noise unless told."""
     mechanism = Client(**{"noise_multiplier": 0.0, **settings})
     multiplier = mechanism.noise_multiplier or 0.0
@@ -39,17 +40,19 @@ def update(partition: int, change: dict[str, np.ndarray], num_examples: int = 1)
     return LocalUpdate(partition, 1, arrays, num_examples, {})
 
 
-def merged(rule: NoisedMean, updates: Iterable[LocalUpdate], examples: int | dict[int, int] = 1, round_number: int = 1):
+def merged(
+    rule: NoisedMean, updates: Iterable[LocalUpdate], examples: int | dict[int, int] = 1, round_number: int = 1
+) -> Arrays:
     counts = (lambda _: examples) if isinstance(examples, int) else examples.__getitem__
     return rule(CURRENT, iter(list(updates)), round_number, BUFFERS, counts).arrays
 
 
-def moves(arrays: dict[str, np.ndarray], others: dict[str, np.ndarray] = CURRENT) -> float:
+def moves(arrays: Arrays, others: Arrays = CURRENT) -> float:
     """L2 distance over what is trained."""
     return math.sqrt(sum(float(np.sum((arrays[name] - others[name]) ** 2)) for name in ZERO))
 
 
-def setting(**changes: Any) -> Setting:
+def setting(**changes: object) -> Setting:
     values: dict[str, Any] = {
         "objective": RotNet(), "model": nn.ModuleDict(), "batch_norm": "share", "augmentation": None,
         "procedure": None, "rounds": 10, "epochs": 1, "num_clients": 100, "num_examples": 0, "cohort": None,
@@ -134,7 +137,9 @@ def test_without_one_client_the_sum_moves_by_at_most_the_clip(by_group: bool) ->
         ]
         rule = mean_of(clip=0.3, by_group=by_group)
         whole = merged(rule, updates)
-        furthest = max(furthest, *(K * moves(whole, merged(rule, [u for u in updates if u is not gone])) for gone in updates))
+        furthest = max(
+            furthest, *(K * moves(whole, merged(rule, [u for u in updates if u is not gone])) for gone in updates)
+        )
     assert furthest == pytest.approx(0.3, rel=1e-6)
 
 
@@ -179,7 +184,8 @@ def test_weighting_by_all_examples_would_move_the_mean_by_eighteen_times_what_th
 
 
 @pytest.mark.parametrize(
-    ("total", "count", "expected"), [(1, 5, 1.005038), (0.5, 5, 0.500626), (1, 1, 1.154701), (0.7, None, 0.7), (0, 5, 0)]
+    ("total", "count", "expected"),
+    [(1, 5, 1.005038), (0.5, 5, 0.500626), (1, 1, 1.154701), (0.7, None, 0.7), (0, 5, 0)],
 )
 def test_an_update_and_its_bit_come_to_the_multiplier_together(
     total: float, count: float | None, expected: float

@@ -10,6 +10,7 @@ from batches import batch_of
 from scipy.stats import norm as normal
 from torch import Tensor, nn
 
+from fedssl.arrays import Arrays
 from fedssl.models.bundle import build_bundle
 from fedssl.models.image import ImageEncoder
 from fedssl.objectives.objective import Batch, Objective, Population
@@ -28,7 +29,7 @@ KEY = NoiseKey.from_seed(5)
 BUFFERS = frozenset({"backbone.mean"})
 
 
-def setting(**changes: Any) -> Setting:
+def setting(**changes: object) -> Setting:
     values: dict[str, Any] = {
         "objective": RotNet(), "model": nn.ModuleDict(), "batch_norm": "share", "augmentation": None,
         "procedure": None, "rounds": 1, "epochs": 1, "num_clients": 10, "num_examples": 1000, "cohort": None,
@@ -37,7 +38,7 @@ def setting(**changes: Any) -> Setting:
     return Setting(**{**values, **changes})
 
 
-def sent(trained: dict[str, np.ndarray], multiplier: float = 0.0, clip: float = 1.0, round_number: int = 1):
+def sent(trained: Arrays, multiplier: float = 0.0, clip: float = 1.0, round_number: int = 1) -> Arrays:
     received = {name: np.zeros_like(values) for name, values in trained.items()}
     mechanism = Local(noise_multiplier=multiplier, clip=clip, delta=1e-5)
     return mechanism.sent(received, trained, BUFFERS, mechanism.terms(setting()), KEY, (2, round_number))
@@ -173,7 +174,7 @@ def test_cells_are_disjoint_the_same_in_every_round_and_each_drawn_by_its_own_co
         private_loop, "_clipped", lambda *args: chosen.append([tuple(map(int, unit)) for unit in args[4]]) or ()
     )
     mechanism = Cell(noise_multiplier=1.0, sampling_rate=0.25, cell_size=8)
-    for number in range(1, 61):
+    for number in range(1, 121):
         trained(mechanism, RotNet(), Dots(50), number)
     cells = sorted({cell for step in chosen for cell in step}, key=len)
     assert [len(cell) for cell in cells] == [2, *[8] * 6]
@@ -241,7 +242,9 @@ def test_without_a_cell_the_sum_moves_by_at_most_the_clip_with_negatives_and_bat
 def test_a_cell_whose_gradient_is_no_number_counts_as_zero() -> None:
     objective = SimClr(hidden=8, dim=4)
     model = build_bundle(encoder, objective, 0, Population(8, 1))
-    sums, _, norms = private_loop._of_cell(model, objective, batch_of(*[torch.full((8, 1, 1, 8, 8), math.nan)] * 2), 1.0)
+    sums, _, norms = private_loop._of_cell(
+        model, objective, batch_of(*[torch.full((8, 1, 1, 8, 8), math.nan)] * 2), 1.0
+    )
     assert sums == {}
     assert not math.isfinite(norms[0])
 
@@ -250,6 +253,15 @@ def test_a_cell_that_is_too_small_for_the_loss_is_left_out() -> None:
     dots = Dots(9)
     trained(Cell(noise_multiplier=1.0, sampling_rate=1.0, cell_size=8), SimClr(hidden=8, dim=4), dots)
     assert len(set(dots.seen)) == 8
+
+
+@pytest.mark.parametrize("mechanism", [Example(noise_multiplier=1.0), Cell(noise_multiplier=1.0)])
+def test_what_no_noised_step_trained_is_sent_as_it_came(mechanism: Sampled) -> None:
+    """Statistics of batch normalisation are those of the client's data."""
+    received = {"backbone.w": np.array([1.0]), "backbone.mean": np.array([2.0])}
+    trained = {"backbone.w": np.array([3.0]), "backbone.mean": np.array([4.0])}
+    arrays = mechanism.sent(received, trained, BUFFERS, mechanism.terms(setting()), KEY, (0, 1))
+    assert arrays == {"backbone.w": [3.0], "backbone.mean": [2.0]}
 
 
 def test_steps_are_charged_by_the_round_and_coins_are_the_only_amplification() -> None:

@@ -1,6 +1,7 @@
 """Sweeps: the grid, what is run and what is not, and the report."""
 
 import csv
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from fedssl.sweep.point import OUTCOME, Outcome
 from fedssl.sweep.report import write_report
 from fedssl.sweep.run import POINTS, run_sweep
 from fedssl.sweep.table import csv_text, frontier, groups_of, pareto
-from simulate import main
+from simulate import main, simulate
 
 TINY = (
     "experiment=quickstart_images",
@@ -92,12 +93,9 @@ def test_the_points_are_the_product_of_the_axes_with_the_last_one_fastest() -> N
 
 
 def test_a_word_with_several_values_is_an_axis_and_one_with_a_single_value_is_set_in_all_points(tmp_path: Path) -> None:
-    scores = "evaluation.ks=[1,5]"
-    sweep = read_plan(["seed=0,1", scores, "rounds=3", f"sweep_dir={tmp_path}"])
-    assert [point.overrides for point in sweep.points] == [
-        (scores, "rounds=3", "seed=0"),
-        (scores, "rounds=3", "seed=1"),
-    ]
+    last = ("evaluation.ks=[1,5]", "rounds=3")
+    sweep = read_plan(["seed=0,1", *last, f"sweep_dir={tmp_path}"])
+    assert [point.overrides for point in sweep.points] == [("seed=0", *last), ("seed=1", *last)]
     assert (sweep.folder, sweep.audit, sweep.processes) == (tmp_path, None, 1)
 
 
@@ -109,9 +107,20 @@ def test_the_privacy_sweep_has_every_mechanism_at_every_epsilon_and_none_at_none
     assert len(points) == len(found) * 4 * 3
 
 
+def test_a_word_that_names_an_axis_takes_some_of_its_labels() -> None:
+    sweep = read_plan(["sweep=privacy_utility", "objective=byol", "epsilon=8,none", "mechanism=none,cell", "seed=1"])
+    assert [dict(point.labels) for point in sweep.points] == [
+        {"objective": "byol", "mechanism": "none", "epsilon": "none", "seed": "1"},
+        {"objective": "byol", "mechanism": "cell", "epsilon": "8", "seed": "1"},
+    ]
+    assert "objective.norm=group" in sweep.points[0].overrides
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
+        (["sweep=privacy_utility", "epsilon=3"], "epsilon=3: no such label of the sweep; allowed: none, 1, 2, 4, 8"),
+        (["sweep=privacy_utility", "mechanism=none", "epsilon=8"], "points must be at least 1, got 0"),
         (["sweep=privacy"], "sweep=privacy: no such option; allowed: privacy_utility"),
         (["seed=0,1", "rounds=0"], "rounds=0"),
         (["objective=rotnet,none_such"], "objective=none_such: no such option"),
@@ -127,6 +136,11 @@ def test_bad_input_gets_one_line_and_exit_2_before_anything_is_run(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert text in line
     assert not folder.exists()
+
+
+def test_a_sweep_is_no_part_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep=privacy_utility"]) == 2
+    assert "sweep=privacy_utility: is no part of a run" in capsys.readouterr().err
 
 
 def test_a_point_that_fails_is_written_down_and_the_others_are_run(
@@ -154,6 +168,14 @@ def test_what_is_done_is_not_run_again_and_what_failed_is(tmp_path: Path) -> Non
     assert run_sweep(sweep_of(tmp_path), again) == 0
     assert [call[0] for call in again.calls] == ["seed=1"]
     assert again.calls[0][-1] == "resume=auto"
+
+
+def test_several_processes_leave_what_one_leaves(tmp_path: Path) -> None:
+    for processes in (1, 2):
+        sweep = dataclasses.replace(sweep_of(tmp_path / str(processes)), processes=processes)
+        assert run_sweep(sweep, Fake(seed1=RunError("round 1: too few"))) == 3
+    one, two = (list(csv.DictReader((tmp_path / name / "sweep.csv").open())) for name in ("1", "2"))
+    assert [{**row, "seconds": ""} for row in one] == [{**row, "seconds": ""} for row in two]
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -220,8 +242,6 @@ def test_a_sweep_of_two_real_points_audits_both_and_the_second_call_runs_nothing
         "epsilon": {"8": ["privacy.target_epsilon=8"], "none": ["privacy=none"]},
     }
     sweep = Sweep(tmp_path, expand([grid], words), Audit(2, 50), 1)
-    from simulate import simulate
-
     assert run_sweep(sweep, simulate) == 0
     rows = list(csv.DictReader((tmp_path / "sweep.csv").open()))
     assert float(rows[0]["epsilon spent"]) == pytest.approx(8, rel=0.01)

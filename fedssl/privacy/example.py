@@ -14,6 +14,9 @@ from fedssl.privacy.gradients import EngineName, engine
 from fedssl.privacy.mechanism import Mechanism, Setting, refuse_client_scores
 from fedssl.privacy.norms import coupling_layers, single_element_norms
 
+_OF_NOISED = frozenset({"teacher", "head", "progress", "steps"})
+"""Groups that stay in the client and yet are made of noised parameters, or of the number of a step, alone."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled(Mechanism):
@@ -119,13 +122,20 @@ def refuse_coupled(setting: Setting) -> None:
         coupling, reason = "batch", "its batches are mixed by who is labelled, and its loss by how many are"
     else:
         reason = "without one example the gradients of others change too, by more than the clip bounds"
-    cells = "" if coupling in ("queue", "global_state") else "privacy=cell; "
+    cells = "" if kept_values(objective) else "privacy=cell; "
     others = f"privacy=client; {cells}or a loss of single examples: rotnet, mae, diet, supervised, byol, vcop, speed"
     raise PrivacyError(
         f"privacy=example: must have an objective of single examples, {name}'s coupling is {coupling}: {reason}; "
         f"use {others}",
         "PRIV-E-COUPLED",
     )
+
+
+def kept_values(objective: Objective) -> str:
+    """Return what an objective keeps of earlier batches, which nothing noises; "" where it keeps none."""
+    contract = objective.contract
+    unnoised = sorted(contract.private_groups - _OF_NOISED)
+    return ", ".join(unnoised) or (contract.coupling if contract.coupling in ("queue", "global_state") else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,10 +166,8 @@ class Cell(Sampled):
 
         super().check(setting)
         refuse_shared_statistics(setting)
-        coupling = setting.objective.contract.coupling
-        if coupling in ("queue", "global_state"):
-            name = type(setting.objective).__name__
-            what = f"{name}'s coupling is {coupling}: it keeps values of earlier cells; use privacy=client"
+        if kept := kept_values(setting.objective):
+            what = f"{type(setting.objective).__name__} keeps values of earlier cells ({kept}); use privacy=client"
             raise PrivacyError(f"privacy=cell: must have an objective of single batches, {what}", "PRIV-E-COUPLED")
         if self.cell_size < setting.objective.min_batch:
             least = setting.objective.min_batch

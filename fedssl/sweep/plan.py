@@ -167,4 +167,7 @@ def _read(name: str) -> dict[str, Any]:
         ]
     except (AttributeError, TypeError) as error:
         raise ConfigError(f"sweep={name}: grids must be a list of axis: {{label: [override, ...]}}") from error
+    for label in (label for axes in data["grids"] for label in axes.get(EPSILON, {}) if label != NO_EPSILON):
+        if not label.replace(".", "", 1).isdigit():
+            raise ConfigError(f"sweep={name}: a label of {EPSILON} must be a number or {NO_EPSILON}, got {label}")
     return data

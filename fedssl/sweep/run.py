@@ -1,8 +1,10 @@
 """Runs the points of a sweep one by one or several at once, goes on past those that fail, and reports all of them."""
 
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
@@ -69,11 +71,18 @@ def _outcomes(sweep: Sweep, points: Sequence[Point], train: Train) -> Iterator[t
 
 
 def _begin() -> None:
-    """Leave the keyboard to the parent, and the other cores to the other processes."""
+    """Leave the keyboard to the parent, and the other cores to the other processes; end when the parent is killed."""
     import torch
 
+    threading.Thread(target=_outlive_nobody, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+
+
+def _outlive_nobody() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _end(children: Iterable[multiprocessing.process.BaseProcess]) -> None:
