@@ -188,10 +188,11 @@ def test_a_step_divides_by_the_expected_number_and_takes_the_noise_once(monkeypa
     monkeypatch.setattr(private_loop, "_clipped", lambda *_: ())
     before = flat(build_bundle(encoder, RotNet(), 0, Population(50, 1)))
     moved = [
-        flat(trained(Example(noise_multiplier=2.0, clip=0.5, sampling_rate=1.0), RotNet(), Dots(50), n)[0]) - before
+        flat(trained(Example(noise_multiplier=2.0, clip=0.5, sampling_rate=0.5), RotNet(), Dots(50), n)[0]) - before
         for n in range(1, 21)
     ]
-    assert torch.stack(moved).std().item() == pytest.approx(2.0 * 0.5 / 50, rel=0.05)
+    two_steps = math.sqrt(2) * 2.0 * 0.5 / (0.5 * 50)
+    assert torch.stack(moved).std().item() == pytest.approx(two_steps, rel=0.05)
 
 
 def test_a_step_that_nobody_is_in_is_taken_and_reports_no_loss() -> None:

@@ -1,4 +1,4 @@
-"""Example-level privacy: DP-SGD in every client (Abadi et al. 2016)."""
+"""Noise in every step of a client: DP-SGD (Abadi et al. 2016) over single examples, or over fixed cells of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from fedssl.errors import PrivacyError
 from fedssl.objectives.objective import Batch, Objective
 from fedssl.privacy.accounting import Adjacency
 from fedssl.privacy.gradients import EngineName, engine
-from fedssl.privacy.mechanism import Mechanism, Setting, refuse_client_scores
+from fedssl.privacy.mechanism import Mechanism, Setting, refuse_client_scores, refuse_shared_statistics
 from fedssl.privacy.norms import coupling_layers, single_element_norms
 
 _OF_NOISED = frozenset({"teacher", "head", "progress", "steps"})
@@ -162,10 +162,11 @@ class Cell(Sampled):
 
     def check(self, setting: Setting) -> None:
         """Raise PrivacyError when the loss of a cell depends on other cells."""
-        from fedssl.privacy.mechanism import refuse_shared_statistics
-
         super().check(setting)
         refuse_shared_statistics(setting)
+        if setting.batch_norm == "local" and "teacher" in setting.model:
+            what = "must not be local where a teacher uses statistics that nobody noised; set model.norm=group"
+            raise PrivacyError(f"batch_norm=local: {what}", "PRIV-BN")
         if kept := kept_values(setting.objective):
             what = f"{type(setting.objective).__name__} keeps values of earlier cells ({kept}); use privacy=client"
             raise PrivacyError(f"privacy=cell: must have an objective of single batches, {what}", "PRIV-E-COUPLED")

@@ -135,7 +135,8 @@ def _cell(group: Group, name: str) -> str:
     mean = group.mean(name)
     if name == "delta" or mean is None:
         return "-" if mean is None else f"{mean:.2g}"
-    return f"{human_number(mean)} ± {human_number(group.spread(name))}"
+    spread = f" ± {human_number(group.spread(name))}" if len(group.outcomes) > 1 else ""
+    return human_number(mean) + spread
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
