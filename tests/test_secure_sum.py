@@ -1,14 +1,18 @@
 """Simulated secure aggregation: a sum of shares, and nothing of its terms."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import nn
 
 from fedssl.arrays import Arrays
+from fedssl.objectives.rotnet import RotNet
+from fedssl.privacy.account import LEDGER, Account
 from fedssl.privacy.accounting import Release
 from fedssl.privacy.client import Client, NoisedMean
-from fedssl.privacy.mechanism import Terms
+from fedssl.privacy.mechanism import Setting, Terms
 from fedssl.privacy.noise import NoiseKey
 from fedssl.privacy.secure_sum import SecureSum
 from fedssl.wire import LocalUpdate
@@ -69,3 +73,18 @@ def test_survivors_are_asked_for_with_secure_aggregation_alone() -> None:
     for arguments in ({"secure_aggregation": True}, {"min_survivors": 3}):
         with pytest.raises(ValueError, match="min_survivors must be given with secure_aggregation alone"):
             Client(noise_multiplier=1.0, **arguments)
+
+
+@pytest.mark.parametrize(("shares", "num_charges"), [(False, 1), (True, 2)])
+def test_a_release_of_keys_that_clients_drew_anew_is_another_release(
+    shares: bool, num_charges: int, tmp_path: Path
+) -> None:
+    survivors = 2 if shares else None
+    mechanism = Client(
+        noise_multiplier=1.0, delta=1e-3, noise="secure", secure_aggregation=shares, min_survivors=survivors
+    )
+    run = Setting(RotNet(), nn.ModuleDict(), "share", None, None, 2, 1, 4, 0, None, None, False)
+    for _ in range(2):  # the second process goes on from before the round
+        account = Account(mechanism, run, tmp_path, 0, None)
+        assert account.charge(1, [0, 1, 2, 3])
+    assert len((tmp_path / LEDGER).read_text().splitlines()) == num_charges

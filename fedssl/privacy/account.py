@@ -52,9 +52,9 @@ class Account:
             rate = mechanism.rate(setting)
             self._mean = NoisedMean(mechanism, self.terms, rate, setting.num_clients, key, clip)
             self._fingerprint = key.fingerprint
-        elif mechanism.noise == "reproducible":
+        if mechanism.noise == "reproducible":
             self._fingerprint = NoiseKey.from_seed(seed).fingerprint
-        else:
+        elif mechanism.in_client:
             self._fingerprint = secrets.token_hex(8)  # clients keep their keys: nobody knows that a release is the same
 
     @property

@@ -106,9 +106,7 @@ def fit(
         what = f"{len(examples.indices)} examples in batches of {schedule.batch_size}"
         raise ValueError(f"{what} are fewer than the objective's smallest batch, {objective.min_batch}")
     rule = rule or LocalRule()
-    optimizer = make_optimizer(parameter for parameter in model.parameters() if parameter.requires_grad)
-    for group in optimizer.param_groups:
-        group["lr"] *= schedule.learning_rate_factor
+    optimizer = scheduled(make_optimizer, model, schedule)
     logs: dict[str, list[float]] = {}
     tally = PseudoLabelTally(examples.truth)
     begun, end = schedule.progress
@@ -135,6 +133,14 @@ def fit(
                 logs.setdefault(name, []).append(float(value))
     means = {name: float(np.mean(values)) for name, values in logs.items() if values}
     return means | tally.shares() | {"num-steps": float(len(logs["loss"]))}
+
+
+def scheduled(make_optimizer: OptimizerFactory, model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    """Return an optimizer of what is trained in `model`, at this round's learning rate."""
+    optimizer = make_optimizer(parameter for parameter in model.parameters() if parameter.requires_grad)
+    for group in optimizer.param_groups:
+        group["lr"] *= schedule.learning_rate_factor
+    return optimizer
 
 
 def _batches(

@@ -15,7 +15,7 @@ from fedssl.privacy.gradients import engine, trainable
 from fedssl.privacy.mechanism import Terms
 from fedssl.privacy.noise import NoiseKey
 from fedssl.seeding import torch_stream, uniforms
-from fedssl.training.loop import Examples, LocalRule, OptimizerFactory, Schedule, Stream, make_batch
+from fedssl.training.loop import Examples, LocalRule, OptimizerFactory, Schedule, Stream, make_batch, scheduled
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +67,7 @@ def fit_privately(
         The mean "loss", the median "gradient-norm" before clipping and "num-steps".
     """
     mechanism, rule = private.mechanism, rule or LocalRule()
-    optimizer = make_optimizer(parameter for parameter in model.parameters() if parameter.requires_grad)
-    for group in optimizer.param_groups:
-        group["lr"] *= schedule.learning_rate_factor
+    optimizer = scheduled(make_optimizer, model, schedule)
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     num_steps = mechanism.num_steps(schedule.epochs)
     units = _units(mechanism, examples, stream)
