@@ -7,20 +7,22 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from flwr.clientapp import ClientApp
 
 from clients.app import client_app
-from fedssl.config import RunConfig, groups, load
+from fedssl.compose import groups, load
+from fedssl.config import RunConfig
 from fedssl.errors import ConfigError, DataError, RunError
+from fedssl.prepare import prepare
 from fedssl.report.closing import print_closing_table
 from fedssl.report.records import RunResult
 from fedssl.simulation.engine import open_grid
 from fedssl.sweep.plan import read_plan
 from fedssl.sweep.run import run_sweep
-from fedssl.workspace import prepare
-from strategies.app import run
+from strategies.app import run, run_directory
 
 COMPLETED, BAD_INPUT, FAILED = 0, 2, 3
 
@@ -62,6 +64,7 @@ def main(arguments: list[str]) -> int:
 def simulate(overrides: Sequence[str]) -> tuple[RunResult, Path]:
     """Run once and return the result and the run directory; ConfigError, DataError or RunError where that fails."""
     config = load(overrides)
+    config = replace(config, run_dir=str(run_directory(config)))  # so that workers know it, too
     workspace = prepare(config)
     if workspace.parts is None:
         raise ConfigError("partition=on_device: is for devices; choose another to simulate")

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from benchmarks.measure import arguments, report
-from fedssl.config import build, load
+from fedssl.compose import load
+from fedssl.config import build
 from fedssl.data.arrays import ArrayDataset
 from fedssl.models.bundle import build_bundle
 from fedssl.models.image import ImageEncoder

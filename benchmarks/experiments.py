@@ -25,7 +25,8 @@ def complete(words: Words, directory: Path) -> Result:
     Raises:
         RuntimeError: The run failed, or its directory holds another run.
     """
-    from fedssl.config import differing_keys, load
+    from fedssl.compose import load
+    from fedssl.config import differing_keys
     from simulate import main
 
     words = [*words, "engine=local", f"run_dir={directory}"]

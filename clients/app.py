@@ -3,12 +3,14 @@
 import json
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients import handlers
-from fedssl.config import RunConfig, load
+from fedssl.compose import load
+from fedssl.config import RunConfig
 from fedssl.errors import ConfigError
 
 DATA_ROOT = "data-root"
@@ -47,7 +49,7 @@ def device_config(context: Context) -> RunConfig:
     config = load(words)
     if root is None and "root" in config.components["data"]:
         raise ConfigError(f"node-config {DATA_ROOT}: must be given, the folder of this device's examples")
-    return config
+    return replace(config, run_dir=None)  # where the server writes is not for a device to write
 
 
 app = client_app(device_config)

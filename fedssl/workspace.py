@@ -12,22 +12,25 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedssl.arrays import Arrays, sha256
-from fedssl.config import COMPONENTS, MISSING, RunConfig, build, key_first
-from fedssl.data.dataset import Splits
+from fedssl.config import MISSING, RunConfig, build, key_first
+from fedssl.data.dataset import Dataset, Splits
 from fedssl.data.deficiency import Deficiency, Known
 from fedssl.data.partition import OnDevice, Partitioner, partition
-from fedssl.errors import ConfigError, DataError
-from fedssl.evaluation.images import ImageEvaluation
-from fedssl.evaluation.personal import PersonalEvaluation, client_score_names
+from fedssl.errors import ConfigError
+from fedssl.evaluation.personal import PersonalEvaluation
 from fedssl.models import bundle
 from fedssl.models.encoder_file import read_encoder
-from fedssl.objectives.objective import CLASSIFIER, UNKNOWN, Batch, Objective, Population
+from fedssl.objectives.objective import UNKNOWN, Batch, Objective, Population
 from fedssl.privacy.canaries import Canaries, throw
 from fedssl.privacy.mechanism import Mechanism, Setting, Terms
-from fedssl.seeding import generator, torch_stream
+from fedssl.privacy.unlearnable.noise import Noise
+from fedssl.privacy.unlearnable.protected_dataset import ProtectedDataset, kept, stills
+from fedssl.privacy.unlearnable.protector import Owned, Protector, Say, silent
+from fedssl.report.rundir import PROTECTION
+from fedssl.seeding import derive, generator
 from fedssl.training.loop import Examples, Stream, make_batch
 
-_OPEN: dict[str, "Workspace"] = {}
+_OPEN: dict[tuple[str, str | None], "Workspace"] = {}
 
 
 @dataclass
@@ -37,6 +40,7 @@ class Workspace:
     config: RunConfig
     _initial: dict[str, NDArray[Any]] = field(default_factory=dict)
     _halves: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=dict)
+    _noise: dict[int, Noise] = field(default_factory=dict)
 
     @cached_property
     def device(self) -> torch.device:
@@ -67,7 +71,7 @@ class Workspace:
         """Example indices of each client; None when every client brings its own examples."""
         if self._dealt is None:
             return None
-        return [self._without(part, self.known.server) for part in self._dealt]
+        return [self._without(self._dealt[part], self.known.server) for part in self.members]
 
     @cached_property
     def canaries(self) -> Canaries | None:
@@ -77,7 +81,7 @@ class Workspace:
             return None
         if self._dealt is None:
             raise ConfigError(f"canaries.fraction={setting.fraction}: must be 0 with partition=on_device")
-        parts = [self._without(self._divided(client)[0], self.known.server) for client in range(len(self._dealt))]
+        parts = [self._without(self._divided(part)[0], self.known.server) for part in self.members]
         return throw(parts, setting.fraction, setting.seed, flipped=setting.flipped)
 
     @staticmethod
@@ -92,6 +96,43 @@ class Workspace:
         return partition(self.splits.train, self.partitioner, self.config.seed)
 
     @cached_property
+    def protector(self) -> Protector | None:
+        """What changes the images of owners; None where nothing does."""
+        protector: Protector | None = build(self.config, "protection")
+        return protector
+
+    @cached_property
+    def owner_parts(self) -> frozenset[int]:
+        """Parts of the partition whose clients `owners` names."""
+        setting = self.config.owners
+        order = generator(setting.seed, "owners").permutation(self.num_parts)
+        return frozenset(order[: round(setting.fraction * self.num_parts)].tolist())
+
+    @cached_property
+    def members(self) -> tuple[int, ...]:
+        """The part of the partition that each client has: its own number, but where owners are absent."""
+        setting = self.config.owners
+        if not setting.absent:
+            return tuple(range(self.num_parts))
+        if self._dealt is None:
+            raise ConfigError("owners.absent=true: must be false with partition=on_device")
+        if not 0 < len(self.owner_parts) < self.num_parts:
+            allowed = f"must leave out some of the {self.num_parts} clients where absent is true, and not all"
+            raise ConfigError(f"owners.fraction={setting.fraction}: {allowed}; it names {len(self.owner_parts)}")
+        return tuple(part for part in range(self.num_parts) if part not in self.owner_parts)
+
+    @property
+    def num_parts(self) -> int:
+        """Parts of the partition: clients of the federation, and those that are absent."""
+        return self.partitioner.num_clients if isinstance(self.partitioner, OnDevice) else len(self._dealt or ())
+
+    @cached_property
+    def owners(self) -> tuple[int, ...]:
+        """Clients that change their images before round 1."""
+        absent = self.protector is None or self.config.owners.absent
+        return () if absent else tuple(sorted(self.owner_parts))
+
+    @cached_property
     def deficiency(self) -> Deficiency:
         """What takes labels away."""
         deficiency: Deficiency = build(self.config, "labels")
@@ -100,7 +141,7 @@ class Workspace:
     @cached_property
     def known(self) -> Known:
         """Which labels are known to whom of what clients train on, where the server made the partition."""
-        return self._known({client: self._divided(client)[0] for client in range(len(self._dealt or ()))})
+        return self._known({part: self._divided(part)[0] for part in self.members if self._dealt is not None})
 
     def _known(self, holdings: Mapping[int, NDArray[np.int64]]) -> Known:
         train = self.splits.train
@@ -111,8 +152,15 @@ class Workspace:
 
     def labels(self, client: int) -> NDArray[np.int64]:
         """Return the classes of the examples in `indices`, `UNKNOWN` where the client knows none."""
-        own = self.indices(client)
-        return np.where(self._knowledge(client).labelled[own], self.splits.train.labels[own], UNKNOWN)
+        return self._labels(client, self.indices(client))
+
+    def num_labelled(self, client: int) -> tuple[int, int]:
+        """Return of how many of its images a client knows the label, and how many there are."""
+        labels = self._labels(client, self.whole(client))
+        return int((labels != UNKNOWN).sum()), len(labels)
+
+    def _labels(self, client: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.where(self._knowledge(client).labelled[indices], self.splits.train.labels[indices], UNKNOWN)
 
     def _knowledge(self, client: int) -> Known:
         """Return what is known, as far as this process can tell: a device knows of itself alone."""
@@ -140,32 +188,75 @@ class Workspace:
 
     def indices(self, client: int) -> NDArray[np.int64]:
         """Return the examples that `client` trains on in this process."""
-        own, known = self._divided(client)[0], self._knowledge(client)
-        own = self._without(own, known.server)
-        own = own if self.canaries is None else self._without(own, self.canaries.left_out)
+        whole = self.whole(client)
+        return whole if self.canaries is None else self._without(whole, self.canaries.left_out)
+
+    def whole(self, client: int) -> NDArray[np.int64]:
+        """Return the examples that `client` could train on: those that it does, and canaries that are left out."""
+        known = self._knowledge(client)
+        own = self._without(self._divided(self.members[client])[0], known.server)
         return own[known.labelled[own]] if self.objective.needs_labels else own
 
     def held_out(self, client: int) -> NDArray[np.int64]:
         """Return the examples of `client` that it never trains on; none unless clients evaluate."""
-        return self._divided(client)[1]
+        return self._divided(self.members[client])[1]
 
-    def _divided(self, client: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def holding(self, part: int) -> NDArray[np.int64]:
+        """Return the examples of a part of the partition, whether its client is in the federation or not."""
+        return np.arange(len(self.splits.train)) if self._dealt is None else self._dealt[part]
+
+    def _divided(self, part: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return what a client trains on and what it holds out, before anything else is taken away."""
-        if client not in self._halves:
-            own = np.arange(len(self.splits.train)) if self._dealt is None else self._dealt[client]
-            self._halves[client] = self._halved(own, client)
-        return self._halves[client]
+        if part not in self._halves:
+            self._halves[part] = self._halved(self.holding(part), part)
+        return self._halves[part]
 
-    def _halved(self, own: NDArray[np.int64], client: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _halved(self, own: NDArray[np.int64], part: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         evaluation: PersonalEvaluation | None = build(self.config, "client_evaluation")
         if evaluation is None:
             return own, own[:0]
-        rng = generator(self.config.seed, "held_out", client)
+        rng = generator(self.config.seed, "held_out", part)
         try:
             return evaluation.split(own, self.splits.train.labels[own], rng)
         except ValueError as error:
-            reason = f"partition {client} has no class with two examples to hold one out"
+            reason = f"partition {part} has no class with two examples to hold one out"
             raise ConfigError(f"client_evaluation: {reason}") from error
+
+    def examples_of(self, client: int) -> Dataset:
+        """Return the data set that a client trains on: the clean one, or its own examples with noise on them."""
+        noise = self.noise(client)
+        return self.splits.train if noise is None else ProtectedDataset(self.splits.train, noise, self.whole(client))
+
+    def noise(self, client: int, say: Say = silent) -> Noise | None:
+        """Return what a client adds to its images; None where it adds nothing.
+
+        It is made when it is first asked for, kept in memory, and written to the directory of the run where that is
+        here.
+
+        Args:
+            client: Of the federation.
+            say: Told how far it is.
+
+        Raises:
+            ConfigError: The images or the labels of the client do not suffice.
+        """
+        protector = self.protector
+        if protector is None or client not in self.owners or not len(self.whole(client)):
+            return None
+        if client not in self._noise:
+            run_dir = self.config.run_dir
+            folder = Path(run_dir) / PROTECTION if run_dir is not None and Path(run_dir).is_dir() else None
+            path = None if folder is None else folder / f"{client}.npz"
+            self._noise[client] = kept(path, lambda: self._fitted(protector, client, say))
+        return self._noise[client]
+
+    def _fitted(self, protector: Protector, client: int, say: Say) -> Noise:
+        train, whole = self.splits.train, self.whole(client)
+        labels, seed = self._labels(client, whole), derive(self.config.seed, "protection", client)
+        try:
+            return protector.fit(Owned(stills(train, whole), labels, len(train.classes), seed, self.device, say))
+        except ValueError as error:
+            raise ConfigError(f"client {client}: {key_first(f'protection.{error}')}") from error
 
     @cached_property
     def objective(self) -> Objective:
@@ -207,6 +298,7 @@ class Workspace:
             cohort=config.cohort,
             fixed_cohort=next((name for name, there in restricted.items() if there), None),
             shows_clients=config.components["client_evaluation"]["_target_"] is not None,
+            server_trains=self.parts is not None and len(self.known.server) > 0,
         )
 
     @cached_property
@@ -292,119 +384,12 @@ class Workspace:
         return self._initial
 
 
-def prepare(config: RunConfig) -> Workspace:
-    """Open the workspace of a server after everything in `config` was tried once, so that mistakes show at the start.
-
-    Raises:
-        ConfigError: A setting is wrong.
-        DataError: The data cannot be used.
-    """
-    workspace = open_workspace(config)
-    workspace.device  # noqa: B018 - a GPU that is not there
-    for name in COMPONENTS:
-        if name != "data":
-            build(config, name)
-    smallest, batch = workspace.objective.min_batch, build(config, "client").batch_size
-    if batch < smallest:
-        raise ConfigError(f"client.batch_size={batch}: must be at least {smallest}, the objective's smallest batch")
-    try:
-        num_clients = workspace.num_clients
-    except DataError:
-        raise
-    except ValueError as error:
-        raise ConfigError(key_first(str(error))) from error
-    _check_scores(workspace)
-    for name, most, whole in (
-        ("cohort", num_clients, "clients"),
-        ("quorum", config.cohort or num_clients, "clients of a round"),
-    ):
-        value = getattr(config, name)
-        if value is not None and value > most:
-            raise ConfigError(f"{name}={value}: must be at most the {most} {whole}")
-    _check_labels(workspace, num_clients)
-    _check_held_out(workspace, num_clients)
-    _check_norms(workspace)
-    _check_privacy(workspace)
-    return workspace
-
-
-def _check_held_out(workspace: Workspace, num_clients: int) -> None:
-    """Raise ConfigError when clients evaluate and one of them has nothing to hold out, or nothing left to train on."""
-    if workspace.parts is None or workspace.config.components["client_evaluation"]["_target_"] is None:
-        return
-    for client in range(num_clients):
-        workspace.held_out(client)
-        if not len(workspace.indices(client)):
-            raise ConfigError(f"client_evaluation: client {client} knows no label, and the objective needs one")
-
-
-def _check_labels(workspace: Workspace, num_clients: int) -> None:
-    """Raise ConfigError when the labels that are known, or the classes, are too few for what is asked."""
-    deficiency, config = workspace.deficiency, workspace.config
-    if workspace.parts is None:
-        if not deficiency.on_devices:
-            raise ConfigError("labels: must be all, partial_client or partial_data with partition=on_device")
-        return
-    known = workspace.known
-    num_known = int(known.labelled.sum())
-    if not num_known and (workspace.objective.needs_labels or config.labelled_rounds):
-        raise ConfigError("labels: no client knows a label, and the objective or labelled_rounds needs one")
-    if workspace.objective.needs_labels or config.labelled_rounds:
-        most = sum(bool((workspace.labels(client) != UNKNOWN).any()) for client in range(num_clients))
-        if config.quorum is not None and config.quorum > most:
-            raise ConfigError(f"quorum={config.quorum}: must be at most the {most} clients that know labels")
-    if CLASSIFIER in workspace.model and not num_known + len(known.server):
-        raise ConfigError("labels: nobody knows a label, and the objective has a classifier")
-
-
-def _check_privacy(workspace: Workspace) -> None:
-    """Raise ConfigError when a guarantee would not hold."""
-    mechanism, config = workspace.mechanism, workspace.config
-    if mechanism is None:
-        return
-    mechanism.check(workspace.protected)
-    if mechanism.at_server and config.quorum is not None:
-        raise ConfigError(
-            f"quorum={config.quorum}: must be null with privacy=client, a client that fails counts as zero"
-        )
-    workspace.terms  # noqa: B018 - the noise that a target asks for
-    if workspace.parts is not None:
-        largest = max(range(workspace.num_clients), key=lambda client: len(workspace.indices(client)))
-        workspace.model.train()
-        with torch_stream(config.seed, "try"):
-            mechanism.try_out(workspace.model, lambda size: workspace.some(largest, size), workspace.objective)
-
-
-def _check_norms(workspace: Workspace) -> None:
-    """Raise ConfigError when `batch_norm` asks for what the model or the evaluation cannot do."""
-    policy = workspace.config.batch_norm
-    if policy != "share" and not bundle.norm_names(workspace.model):
-        raise ConfigError(f"batch_norm={policy}: must be share, the model has no batch normalisation")
-    if policy == "local" and build(workspace.config, "evaluation") is not None:
-        raise ConfigError("batch_norm=local: needs evaluation=none, no client uses the server's; see client_evaluation")
-
-
-def _check_scores(workspace: Workspace) -> None:
-    """Raise ConfigError when a setting names a score that nobody reports."""
-    config, names = workspace.config, []
-    evaluation, personal = build(config, "evaluation"), build(config, "client_evaluation")
-    if isinstance(evaluation, ImageEvaluation) and evaluation.classifies and CLASSIFIER not in workspace.model:
-        raise ConfigError("evaluation.scores: accuracy and worst class need an objective with a classifier")
-    if evaluation is not None:
-        names += evaluation.score_names
-        workspace.splits  # noqa: B018 - the server evaluates on them
-    if personal is not None:
-        names += [name for score in personal.score_names for name in client_score_names(score)]
-    for key, score in (("checkpoint.best", config.checkpoint.best), ("early_stop.score", config.early_stop.score)):
-        if score is not None and score not in names:
-            raise ConfigError(f"{key}={score}: must be a score of the evaluation: {', '.join(names) or 'it has none'}")
-
-
 def open_workspace(config: RunConfig) -> Workspace:
     """Return this process's workspace for `config`, and fix what results depend on: threads and kernels."""
     torch.set_num_threads(config.engine.threads_per_client)
     torch.use_deterministic_algorithms(True)
-    if config.text not in _OPEN:
+    key = (config.text, config.run_dir)
+    if key not in _OPEN:
         _OPEN.clear()
-        _OPEN[config.text] = Workspace(config)
-    return _OPEN[config.text]
+        _OPEN[key] = Workspace(config)
+    return _OPEN[key]

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from fedssl.config import CONF
+from fedssl.compose import CONF
 
 ROOT = CONF.parent
 

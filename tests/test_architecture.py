@@ -12,7 +12,7 @@ FORBIDDEN = {
     "clients": {"strategies", "simulate"},
 }
 HOMES = {
-    "hydra": ("simulate.py", "fedssl/config.py"),
+    "hydra": ("simulate.py", "fedssl/compose.py", "fedssl/config.py"),
     "wandb": ("fedssl/report/tracker.py",),
     "ray": ("fedssl/simulation/",),
     "flwr": ("fedssl/wire.py", "fedssl/memory.py", "fedssl/simulation/", "strategies/", "clients/"),

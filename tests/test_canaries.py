@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedssl.config import load
+from fedssl.compose import load
 from fedssl.errors import ConfigError
 from fedssl.privacy.canaries import throw
 from fedssl.workspace import Workspace, open_workspace

@@ -5,7 +5,7 @@ from importlib import import_module
 
 import pytest
 
-from fedssl.config import groups, load
+from fedssl.compose import groups, load
 
 
 @pytest.mark.parametrize(

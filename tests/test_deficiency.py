@@ -12,7 +12,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from fedssl.config import CONF, key_first
+from fedssl.compose import CONF
+from fedssl.config import key_first
 from fedssl.data.deficiency import AllLabels, Deficiency, Holdings, Indices, Known, PartialClient
 from fedssl.data.deficiency_at_server import AtServer
 from fedssl.data.deficiency_not_at_random import MissingNotAtRandom, cadr_counts, n0_counts

@@ -7,7 +7,8 @@ from batches import batch_of
 from scipy.stats import norm as normal
 from torch import Tensor, nn
 
-from fedssl.config import build, load
+from fedssl.compose import load
+from fedssl.config import build
 from fedssl.models.bundle import build_bundle
 from fedssl.models.image import small_resnet
 from fedssl.objectives.cvrl import Cvrl

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fedssl.config import build, load
+from fedssl.compose import load
+from fedssl.config import build
 from fedssl.export import EXPORTED, main
 from fedssl.models import bundle
 from fedssl.models.encoder import Encoder

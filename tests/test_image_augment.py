@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torchvision.transforms.v2 import functional as tv
 
-from fedssl.config import build, load
+from fedssl.compose import load
+from fedssl.config import build
 from fedssl.data.arrays import ArrayDataset
 from fedssl.objectives.objective import Draw, Objective, Population, Role, Step
 from fedssl.seeding import uniforms

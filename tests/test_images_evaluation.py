@@ -13,7 +13,8 @@ from safetensors.numpy import save
 from torch import nn
 
 from fedssl.arrays import sha256
-from fedssl.config import CONF, build, load, load_run
+from fedssl.compose import CONF, load, load_run
+from fedssl.config import build
 from fedssl.data.arrays import ArrayDataset
 from fedssl.data.dataset import Splits
 from fedssl.errors import ConfigError, DataError

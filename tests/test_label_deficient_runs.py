@@ -11,7 +11,7 @@ from quadratics import Plain
 from torch import Tensor, nn
 
 from benchmarks.label_deficiency import AS_PUBLISHED, BUDGETS, DATASETS, UPPER, Study, data_words
-from fedssl.config import load
+from fedssl.compose import load
 from fedssl.data.arrays import ArrayDataset
 from fedssl.evaluation.transfer import evaluate_run
 from fedssl.models.encoder import Encoder

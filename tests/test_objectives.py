@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedssl.config import RunConfig, build, groups, load
+from fedssl.compose import groups, load
+from fedssl.config import RunConfig, build
 from fedssl.models import bundle
 from fedssl.objectives.objective import UNKNOWN, Batch, Objective
 from fedssl.objectives.semifl import SemiFL

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from test_runs import TINY, result
 
-from fedssl.config import load
+from fedssl.compose import load
 from fedssl.data.partition import partition
 from fedssl.evaluation.personal import PersonalEvaluation
-from fedssl.workspace import prepare
+from fedssl.prepare import prepare
 from simulate import main
 
 RUN = [*TINY, "data.num_train=48", "client_evaluation=personal", "client_evaluation.clip_frames=8", "evaluation=none"]

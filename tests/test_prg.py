@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedssl.config import build, load
+from fedssl.compose import load
+from fedssl.config import build
 from fedssl.models.encoder import Encoder
 from fedssl.objectives.objective import UNKNOWN, Population
 from fedssl.objectives.prg import Prg, Transitions, rectified

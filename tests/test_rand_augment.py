@@ -5,7 +5,8 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from fedssl.config import build, load
+from fedssl.compose import load
+from fedssl.config import build
 from fedssl.seeding import uniforms
 from fedssl.training.image_augment import ImageAugmentation
 from fedssl.training.image_view import ImageView

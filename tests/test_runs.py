@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from videos import write_video
 
-from fedssl.config import CONF, build, groups, load
+from fedssl.compose import CONF, groups, load
+from fedssl.config import build
 from fedssl.report.progress import Progress
 from fedssl.report.records import RoundRecord
 from simulate import main

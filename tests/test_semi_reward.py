@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedssl.config import build, load
+from fedssl.compose import load
+from fedssl.config import build
 from fedssl.models.encoder import Encoder
 from fedssl.objectives.objective import Population
 from fedssl.objectives.prg import Prg

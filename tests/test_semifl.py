@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from clients.local_training import LocalTraining, Work
 from clients.pseudo_labelling import probabilities
 from clients.semifl import SemiFLTraining
-from fedssl.config import build, load
+from fedssl.compose import load
+from fedssl.config import build
 from fedssl.models import bundle
 from fedssl.models.image import small_resnet
 from fedssl.objectives.objective import UNKNOWN, Batch, Objective, Population, Step

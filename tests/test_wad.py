@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from clients.local_training import Work
 from clients.wad import WadTraining, num_promoted, surest
-from fedssl.config import build, load
+from fedssl.compose import load
+from fedssl.config import build
 from fedssl.data.arrays import ArrayDataset
 from fedssl.memory import Memory
 from fedssl.models import bundle

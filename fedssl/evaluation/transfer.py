@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedssl.config import RunConfig, build, load_run
+from fedssl.compose import load_run
+from fedssl.config import RunConfig, build
 from fedssl.data.dataset import Splits
 from fedssl.errors import ConfigError, DataError
 from fedssl.evaluation.features import evaluating

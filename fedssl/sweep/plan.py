@@ -1,57 +1,21 @@
 """The points of a sweep: the product of its axes, each a run by its overrides."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from fedssl.checks import at_least
-from fedssl.config import choices, load, load_sweep
+from fedssl.compose import choices, load, load_sweep
 from fedssl.errors import ConfigError
+from fedssl.sweep.privacy import Audit, Privacy
+from fedssl.sweep.protection import Protection
+from fedssl.sweep.study import Axes, Point, Study
 
-SEED, EPSILON, MECHANISM = "seed", "epsilon", "mechanism"
-NO_EPSILON = "none"
-_KEYS = ("base", "grids", "audit", "processes")
+_KEYS = ("base", "grids", "processes")
+_STUDY, _AUDIT = "study", "audit"
 _OWN = ("sweep", "sweep_dir", "processes")
-
-Axes = Mapping[str, Mapping[str, Sequence[str]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Audit:
-    """How the encoder of each point is attacked.
-
-    Attributes:
-        num_views: Views of each example.
-        max_examples: Most canaries, and most examples of each other group.
-    """
-
-    num_views: int
-    max_examples: int
-
-    def __post_init__(self) -> None:
-        at_least(2, num_views=self.num_views, max_examples=self.max_examples)
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One run of a sweep.
-
-    Attributes:
-        labels: Its value on each axis; that on "seed" is averaged over.
-        overrides: What it is made from.
-    """
-
-    labels: Mapping[str, str]
-    overrides: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """The name of its directory."""
-        parts = (re.sub(r"[^\w.+-]+", "-", f"{axis}-{label}").strip("-") for axis, label in self.labels.items())
-        return "_".join(parts) or "point"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +25,13 @@ class Sweep:
     Attributes:
         folder: Where everything is written.
         points: In the order they are run.
-        audit: How each encoder is attacked, for which a twin of each run is trained; None audits nothing.
+        study: What is done with each run.
         processes: Points that are run at once.
     """
 
     folder: Path
     points: tuple[Point, ...]
-    audit: Audit | None
+    study: Study
     processes: int
 
     def __post_init__(self) -> None:
@@ -107,7 +71,7 @@ def read_plan(words: Sequence[str]) -> Sweep:
     """
     own = dict(word.split("=", 1) for word in words if word.partition("=")[0] in _OWN and "=" in word)
     name = own.get("sweep")
-    data = _read(name) if name is not None else {"base": [], "grids": [{}], "audit": None, "processes": 1}
+    data = _read(name) if name is not None else {"base": [], "grids": [{}], _AUDIT: None, "processes": 1}
     grids: list[Axes] = data["grids"]
     known = {axis for axes in grids for axis in axes}
     last, more = [], {}
@@ -127,8 +91,9 @@ def read_plan(words: Sequence[str]) -> Sweep:
     if not processes.isdigit():
         raise ConfigError(f"processes={processes}: must be a whole number")
     try:
-        audit = Audit(**data["audit"]) if data["audit"] else None
-        sweep = Sweep(folder, expand([{**axes, **more} for axes in grids], data["base"], last), audit, int(processes))
+        study = _study(data)
+        study.check(grids)
+        sweep = Sweep(folder, expand([{**axes, **more} for axes in grids], data["base"], last), study, int(processes))
     except (ValueError, TypeError) as error:
         raise ConfigError(f"sweep={name}: {error}") from error
     seen: set[tuple[str, str]] = set()
@@ -155,8 +120,11 @@ def _restricted(grids: Sequence[Axes], axis: str, labels: Sequence[str]) -> list
 def _read(name: str) -> dict[str, Any]:
     """Return the file of a sweep with every label a text."""
     data = load_sweep(name)
-    if not isinstance(data, dict) or set(data) != set(_KEYS):
-        raise ConfigError(f"sweep={name}: must have {', '.join(_KEYS)}")
+    if not isinstance(data, dict) or data.get(_STUDY, "privacy") not in ("privacy", "protection"):
+        raise ConfigError(f"sweep={name}: must have study: privacy or study: protection")
+    keys = _KEYS if data.get(_STUDY) == "protection" else (*_KEYS, _AUDIT)
+    if set(data) - {_STUDY} != set(keys):
+        raise ConfigError(f"sweep={name}: must have {', '.join(keys)}")
     try:
         data["grids"] = [
             {
@@ -167,7 +135,11 @@ def _read(name: str) -> dict[str, Any]:
         ]
     except (AttributeError, TypeError) as error:
         raise ConfigError(f"sweep={name}: grids must be a list of axis: {{label: [override, ...]}}") from error
-    for label in (label for axes in data["grids"] for label in axes.get(EPSILON, {}) if label != NO_EPSILON):
-        if not label.replace(".", "", 1).isdigit():
-            raise ConfigError(f"sweep={name}: a label of {EPSILON} must be a number or {NO_EPSILON}, got {label}")
     return data
+
+
+def _study(data: dict[str, Any]) -> Study:
+    """Return what the file of a sweep is for."""
+    if data.get(_STUDY) == "protection":
+        return Protection()
+    return Privacy(Audit(**data[_AUDIT]) if data[_AUDIT] else None)

@@ -1,0 +1,1 @@
+"""Unlearnable data: changes too small to see that keep a model from learning much; empirical, never a guarantee."""
