@@ -13,6 +13,7 @@ from fedssl.objectives.simclr import SimClr
 from fedssl.privacy.audit.attack import attack
 from fedssl.privacy.audit.lira import halves, offline, online
 from fedssl.privacy.audit.membership import (
+    SetAttack,
     VectorAttack,
     best_threshold,
     embedding_norm,
@@ -57,6 +58,37 @@ def test_a_network_on_sorted_cosines_learns_the_attack_from_a_shadow_encoder() -
     assert attack(members, others).auc > 0.9
     again = VectorAttack(views(200, 0.3, 0), views(200, 0.6, 1))
     assert again(views(200, 0.3, 2)) == pytest.approx(members)
+
+
+def test_a_network_on_the_set_of_cosines_learns_the_attack_and_takes_fewer_views() -> None:
+    set_attack = SetAttack(views(200, 0.3, 0), views(200, 0.6, 1))
+    members, others = views(200, 0.3, 2), views(200, 0.6, 3)
+    for number in (10, 4):
+        assert attack(set_attack(members[:, :number]), set_attack(others[:, :number])).auc > 0.9
+    again = SetAttack(views(200, 0.3, 0), views(200, 0.6, 1))
+    assert again(members) == pytest.approx(set_attack(members))
+
+
+def test_a_set_network_sees_neither_the_order_nor_the_number_of_equal_cosines() -> None:
+    set_attack = SetAttack(views(50, 0.3, 0), views(50, 0.6, 1))
+    some = views(5, 0.5, 2)
+    assert set_attack(some[:, ::-1]) == pytest.approx(set_attack(some), abs=1e-6)
+    same = views(5, 0.0, 3)  # all cosines are 1
+    assert np.concatenate((set_attack(same), set_attack(same[:, :3]))) == pytest.approx([set_attack(same)[0]] * 10)
+
+
+def test_a_set_network_tells_what_the_mean_cosine_cannot() -> None:
+    member = np.array([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]])  # cosines 1, -1, -1
+    other = np.array([[1.0, 1.0, 1.0], [1.0, -1.0, -1.0], [-1.0, 1.0, -1.0]])  # corners of a tetrahedron: all -1/3
+    both = np.stack((member, other))
+    assert mean_cosine(both) == pytest.approx([-1 / 3, -1 / 3])
+    assert (SetAttack(both[:1].repeat(20, axis=0), both[1:].repeat(20, axis=0))(both).round() == [1, 0]).all()
+
+
+def test_an_attack_without_members_is_not_taught() -> None:
+    for kind in (SetAttack, VectorAttack):
+        with pytest.raises(ValueError, match="must not be empty, got 0 and 5"):
+            kind(views(0, 0.3, 0), views(5, 0.6, 1))
 
 
 def test_norms_are_those_of_the_views() -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedssl.config import RunConfig, build, load
+from fedssl.compose import load
+from fedssl.config import RunConfig, build
 from fedssl.errors import ConfigError
 from fedssl.models import bundle
 from fedssl.privacy.audit.__main__ import main
@@ -109,10 +110,19 @@ def test_what_each_twin_alone_saw_stands_out_on_its_own_side(audited: RunAudit, 
     assert found["candidate"].ks_p_value < 1e-6
 
 
+def test_the_last_stage_memorises_what_the_encoder_does(audited: RunAudit) -> None:
+    assert list(audited.layers) == ["0", "1", "2", "3"]
+    last = audited.layers["3"]
+    assert last.candidate == pytest.approx(audited.memorisation["candidate"].mean, abs=1e-6)
+    assert last.independent == pytest.approx(audited.memorisation["independent"].mean, abs=1e-6)
+    assert sum(layer.increase for layer in audited.layers.values()) == pytest.approx(last.candidate)
+
+
 def test_a_run_that_is_its_own_twin_memorises_nothing(folder: Path) -> None:
     found = audit_run(folder / "run", folder / "same", num_views=3, max_examples=40)
     assert found.memorisation.keys() == {"candidate", "independent", "shared", "external"}
     assert all((each.raw == 0).all() for each in found.memorisation.values())
+    assert all((each.candidate, each.independent) == (0, 0) for each in found.layers.values())
 
 
 def test_an_encoder_that_never_moved_tells_nothing(folder: Path) -> None:
@@ -122,6 +132,7 @@ def test_an_encoder_that_never_moved_tells_nothing(folder: Path) -> None:
     assert found.claims[0].lower[0.99] == 0
     assert not found.violated
     assert not found.memorisation
+    assert not found.layers
 
 
 def test_the_same_seed_draws_the_same_views_and_fewer_canaries_are_some_of_them(
@@ -149,6 +160,7 @@ def test_the_tables_the_file_and_the_picture_tell_the_bounds(folder: Path, capsy
     assert set(written["claims"][0]["lower"]) == {"0.95", "0.99"}
     assert len(written["canaries"]["included"]) == len(written["attacks"]["alignment"]["scores"]) == NUM_CANARIES
     assert len(written["sslmem"]["external"]["raw"]) == 1688
+    assert set(written["layers"]["3"]) == {"candidate", "independent", "increase"}
     assert (run / "audit.png").read_bytes().startswith(b"\x89PNG")
     assert not list(run.glob(".*"))
 

@@ -19,10 +19,13 @@ from fedssl.evaluation.rankme import rankme
 from fedssl.evaluation.risk import TERMS, risk
 from fedssl.evaluation.similarity import class_cosines, spread
 from fedssl.evaluation.subsets import at_most, labelled
+from fedssl.privacy.audit.attack import attack
+from fedssl.privacy.audit.membership import mean_cosine
 
 if TYPE_CHECKING:
     from fedssl.evaluation.images import ImageEvaluation
 
+_ATTACKED, _ATTACK_VIEWS = 2000, 10  # most training and test images whose membership is guessed, and views of each
 FINE_TUNE = "fine-tune "
 PIXELS = " (pixels)"
 OWN = ("accuracy", "worst class")
@@ -37,6 +40,7 @@ SCORES: Mapping[str, tuple[str, ...]] = {
     "class cosines": ("cosine within classes", "cosine between classes"),
     "low-density": ("few labels", "low-density"),
     "risk": TERMS,
+    "membership": ("membership AUC",),
 }
 """The names of the numbers that a score is made of."""
 
@@ -87,6 +91,7 @@ class Measurement:
             "class cosines": lambda: class_cosines(self._queries, self._test.labels),
             "feature std": lambda: (spread(self._queries),),
             "risk": self._risk,
+            "membership": lambda: (self._membership(),),
         }
         return dict(zip(SCORES[score], measures[score](), strict=True))
 
@@ -173,6 +178,17 @@ class Measurement:
         approximation = settings.risk_approximation
         terms = risk(settings.linear, self._known, self._asked, self.num_classes, approximation, settings.seed)
         return tuple(terms.values())
+
+    def _membership(self) -> float:
+        """Return how well EncoderMI-T tells training from test images: 0.5 where views of both lie equally close."""
+        settings = self.settings
+        scores = []
+        for dataset, most in ((self.splits.train, settings.max_train), (self.splits.test, settings.max_test)):
+            images = self._images(dataset, min(most or _ATTACKED, _ATTACKED))
+            names = [("membership", view) for view in range(_ATTACK_VIEWS)]
+            views = [image_features(self.encoder, images, settings.batch_size, name) for name in names]
+            scores.append(mean_cosine(np.stack(views, axis=1)))
+        return attack(*scores, num_resamples=1).auc
 
     def _fine_tune(self, score: str) -> dict[str, float]:
         settings = self.settings

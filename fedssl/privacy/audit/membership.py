@@ -11,11 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fedssl.evaluation.features import evaluating
 from fedssl.evaluation.similarity import normalised
+from fedssl.models.heads import mlp
 from fedssl.objectives.objective import Batch, Objective
+from fedssl.seeding import torch_stream
+
+_SET_STEPS = 200
 
 
 def sorted_cosines(features: NDArray[Any]) -> NDArray[np.float64]:
@@ -53,8 +58,7 @@ def best_threshold(members: NDArray[Any], non_members: NDArray[Any]) -> float:
     Raises:
         ValueError: There is no member or no non-member.
     """
-    if not len(members) or not len(non_members):
-        raise ValueError(f"members and non_members must not be empty, got {len(members)} and {len(non_members)}")
+    _check_both(members, non_members)
     thresholds = np.unique(members)
     hits = 1 - np.searchsorted(np.sort(members), thresholds) / len(members)
     false_alarms = 1 - np.searchsorted(np.sort(non_members), thresholds) / len(non_members)
@@ -69,6 +73,9 @@ class VectorAttack:
         non_members: `[num_non_members, views, dim]` of what it was not.
         hidden: Width of the hidden layer.
         seed: Of its training.
+
+    Raises:
+        ValueError: There is no member or no non-member.
     """
 
     def __init__(self, members: NDArray[Any], non_members: NDArray[Any], hidden: int = 32, seed: int = 0) -> None:
@@ -77,13 +84,62 @@ class VectorAttack:
         from sklearn.preprocessing import StandardScaler
 
         network = MLPClassifier((hidden,), max_iter=500, random_state=seed, early_stopping=True)
-        vectors = np.concatenate((sorted_cosines(members), sorted_cosines(non_members)))
-        answers = np.repeat([1, 0], (len(members), len(non_members)))
-        self._classifier = make_pipeline(StandardScaler(), network).fit(vectors, answers)
+        self._classifier = make_pipeline(StandardScaler(), network).fit(*_shadow(members, non_members))
 
     def __call__(self, features: NDArray[Any]) -> NDArray[np.float64]:
         """Return the probability of membership `[n]` of examples with `features` `[n, views, dim]`."""
         return np.asarray(self._classifier.predict_proba(sorted_cosines(features))[:, 1], dtype=np.float64)
+
+
+class SetAttack:
+    """EncoderMI-S: a small network that is taught on the set of cosines of a shadow encoder (Zaheer et al. 2017).
+
+    "Deep Sets": it averages over the elements of a set, so it also takes another number of views than it was taught on.
+
+    Args:
+        members: `[num_members, views, dim]` features by the shadow encoder of what it was trained on.
+        non_members: `[num_non_members, views, dim]` of what it was not.
+        hidden: Width of the hidden layers.
+        seed: Of its training.
+
+    Raises:
+        ValueError: There is no member or no non-member.
+    """
+
+    def __init__(self, members: NDArray[Any], non_members: NDArray[Any], hidden: int = 32, seed: int = 0) -> None:
+        cosines, answers = (torch.from_numpy(array).float() for array in _shadow(members, non_members))
+        self._mean, self._std = cosines.mean(), cosines.std().clamp_min(1e-6)
+        with torch_stream(seed, "audit", "set attack"):
+            self._element, self._whole = nn.Linear(1, hidden), mlp((hidden, hidden, 1), "none")
+        parameters = [*self._element.parameters(), *self._whole.parameters()]
+        optimizer = torch.optim.Adam(parameters, lr=0.01, weight_decay=1e-3)
+        for _ in range(_SET_STEPS):
+            optimizer.zero_grad()
+            F.binary_cross_entropy_with_logits(self._logits(cosines), answers).backward()
+            optimizer.step()
+
+    def __call__(self, features: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the probability of membership `[n]` of examples with `features` `[n, views, dim]`."""
+        with torch.no_grad():
+            probabilities = self._logits(torch.from_numpy(sorted_cosines(features)).float()).sigmoid()
+        return np.asarray(probabilities.numpy(), dtype=np.float64)
+
+    def _logits(self, cosines: Tensor) -> Tensor:
+        elements = self._element(((cosines - self._mean) / self._std).unsqueeze(2)).relu()
+        logits: Tensor = self._whole(elements.mean(dim=1)).squeeze(1)
+        return logits
+
+
+def _shadow(members: NDArray[Any], non_members: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the sorted cosines of both, and 1 for each member."""
+    _check_both(members, non_members)
+    cosines = np.concatenate((sorted_cosines(members), sorted_cosines(non_members)))
+    return cosines, np.repeat([1, 0], (len(members), len(non_members)))
+
+
+def _check_both(members: NDArray[Any], non_members: NDArray[Any]) -> None:
+    if not len(members) or not len(non_members):
+        raise ValueError(f"members and non_members must not be empty, got {len(members)} and {len(non_members)}")
 
 
 def embedding_norm(features: NDArray[Any], order: float = 2.0) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from fedssl.data.dataset import Dataset
 from fedssl.errors import ConfigError
 from fedssl.evaluation.transfer import fill, finished_configuration
 from fedssl.models import bundle
-from fedssl.privacy.audit import sslmem
+from fedssl.privacy.audit import layer_mem, sslmem
 from fedssl.privacy.audit.attack import Attack, attack
 from fedssl.privacy.audit.claims import Claim, Guesses, claims
 from fedssl.privacy.audit.one_run import guess
@@ -45,6 +45,7 @@ class RunAudit:
         claims: Upper and lower bounds on the epsilon of an example.
         memorisation: SSLMem of candidates (in the run), independents (in its twin), shared and external examples;
             empty without a twin.
+        layers: SSLMem of each stage of the encoder, by its name, for all canaries; empty without a twin.
     """
 
     indices: NDArray[np.int64] = field(repr=False)
@@ -54,6 +55,7 @@ class RunAudit:
     guesses: Guesses
     claims: tuple[Claim, ...]
     memorisation: Mapping[str, sslmem.Memorisation]
+    layers: Mapping[str, layer_mem.Layer]
 
     @property
     def violated(self) -> bool:
@@ -63,16 +65,12 @@ class RunAudit:
     def to_dict(self) -> dict[str, object]:
         """Return everything as JSON values."""
         guesses = self.guesses
+        written = ("mean", "top_mean", "ks_statistic", "ks_p_value")
         memorised = {
-            name: {
-                "mean": each.mean,
-                "top_mean": each.top_mean,
-                "ks_statistic": each.ks_statistic,
-                "ks_p_value": each.ks_p_value,
-                "raw": each.raw.tolist(),
-            }
+            name: {**{key: getattr(each, key) for key in written}, "raw": each.raw.tolist()}
             for name, each in self.memorisation.items()
         }
+        layers = {name: asdict(each) for name, each in self.layers.items()}
         attacks = {
             name: {
                 "auc": each.auc,
@@ -92,7 +90,7 @@ class RunAudit:
         ]
         canaries = {"indices": self.indices.tolist(), "included": self.included.tolist()}
         values = {"violated": self.violated, "claims": bounds, "attacks": attacks, "sslmem": memorised}
-        return {name: plain(value) for name, value in {**values, "canaries": canaries}.items()}
+        return {name: plain(value) for name, value in {**values, "layers": layers, "canaries": canaries}.items()}
 
 
 def audit_run(
@@ -129,13 +127,16 @@ def audit_run(
     guesses = {name: guess(values, included, each, each)[1] for name, values in scores.items()}
     all_guesses = Guesses(len(indices), 2 * each, guesses)
     attacks = {name: attack(values[included], values[~included], seed=seed) for name, values in scores.items()}
-    memorised = {}
+    memorised, layers = {}, {}
     if twin is not None:
         own = sslmem.memorisation(trained[:1], trained[1:])
         raw = {"candidate": own[included], "independent": own[~included]}
         others = _others(workspace, max_examples, seed)
         memorised = sslmem.report(raw | {name: _raw(views, encoders[1:], *some) for name, some in others.items()})
-    return RunAudit(indices, included, scores, attacks, all_guesses, claims(result.privacy, all_guesses), memorised)
+        staged = views.alignments([layer_mem.Staged(each) for each in encoders[1:]], workspace.splits.train, indices)
+        layers = layer_mem.report(tuple(layer_mem.stages(encoders[1])), staged, included)
+    bounds = claims(result.privacy, all_guesses)
+    return RunAudit(indices, included, scores, attacks, all_guesses, bounds, memorised, layers)
 
 
 def _open(run_dir: Path, twin: Path | None) -> Workspace:

@@ -20,6 +20,8 @@ def print_tables(audit: RunAudit) -> None:
     console.print(_attacks(audit))
     if audit.memorisation:
         console.print(_memorised(audit))
+    if audit.layers:
+        console.print(_layers(audit))
 
 
 def _bounds(audit: RunAudit) -> "Table":
@@ -54,6 +56,13 @@ def _memorised(audit: RunAudit) -> "Table":
     for name, each in audit.memorisation.items():
         numbers = _numbers((each.mean, each.top_mean, each.ks_statistic))
         table.add_row(name, str(len(each.raw)), *numbers, f"{each.ks_p_value:.2g}")
+    return table
+
+
+def _layers(audit: RunAudit) -> "Table":
+    table = _table("SSLMem of a stage", "candidate", "independent", "increase of candidate")
+    for name, each in audit.layers.items():
+        table.add_row(name, *_numbers((each.candidate, each.independent, each.increase)))
     return table
 
 

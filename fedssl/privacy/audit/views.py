@@ -46,10 +46,11 @@ class Views:
     def alignments(
         self, encoders: Sequence[nn.Module], dataset: Dataset, indices: NDArray[np.int64]
     ) -> list[NDArray[np.float64]]:
-        """Return the alignment `[n]` of examples by each encoder, see `sslmem.pairs`.
+        """Return the alignment `[n]` of examples by each output of each encoder, see `sslmem.pairs`.
 
         Args:
-            encoders: Lie on the workspace's device; their modes are restored.
+            encoders: Lie on the workspace's device; their modes are restored. One may have several outputs, whose
+                alignments then follow each other.
             dataset: Holds the examples.
             indices: `[n]` which of them.
 
@@ -57,13 +58,12 @@ class Views:
             DataError: A feature is not a finite number.
         """
         examples = Examples(dataset, indices, self._augmentation)
-        curves: list[list[NDArray[np.float64]]] = [[] for _ in encoders]
+        batches = []
         for first in range(0, len(indices), _BATCH):
             places = np.arange(first, min(first + _BATCH, len(indices)))
-            by_view = [[_features(encoder, view) for encoder in encoders] for view in self._views(examples, places)]
-            for curve, own in zip(curves, zip(*by_view, strict=True), strict=True):
-                curve.append(pairs(np.stack(own, axis=1)))
-        alignments = [np.concatenate(curve) for curve in curves]
+            by_view = [_outputs(encoders, view) for view in self._views(examples, places)]
+            batches.append([pairs(np.stack(own, axis=1)) for own in zip(*by_view, strict=True)])
+        alignments = [np.concatenate(curve) for curve in zip(*batches, strict=True)]
         if not np.isfinite(alignments).all():
             raise DataError("the features of an encoder are not all finite numbers")
         return alignments
@@ -79,7 +79,10 @@ class Views:
                 return
 
 
-def _features(encoder: nn.Module, view: Tensor) -> NDArray[np.float32]:
-    with evaluating(encoder), torch.no_grad():
-        features: NDArray[np.float32] = encoder(view).float().cpu().numpy()
-    return features
+def _outputs(encoders: Sequence[nn.Module], view: Tensor) -> list[NDArray[np.float32]]:
+    found: list[Tensor] = []
+    for encoder in encoders:
+        with evaluating(encoder), torch.no_grad():
+            output = encoder(view)
+        found.extend(output if isinstance(output, tuple) else (output,))
+    return [features.float().cpu().numpy() for features in found]
