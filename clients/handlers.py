@@ -2,10 +2,10 @@
 
 from typing import cast
 
-import numpy as np
 from flwr.app import Context, Message
 
 from clients.local_training import LocalTraining, Outcome, Work
+from clients.own_ledger import charge_self
 from fedssl.arrays import not_finite
 from fedssl.config import RunConfig, build
 from fedssl.evaluation.personal import PersonalEvaluation
@@ -32,21 +32,22 @@ from fedssl.wire import (
 )
 from fedssl.workspace import Workspace, open_workspace
 
-_NOISE = "noise"  # what a client remembers its key under
-
 
 def train(message: Message, context: Context, config: RunConfig) -> Message:
     """Train on this client's examples, answer with the tensors that came, and remember the others.
 
     Raises:
         FloatingPointError: The training diverged, and the answer is not noised as a whole. In any case the client
-            remembers nothing of this round.
+            remembers nothing of this round, but that it was charged for it.
+        PrivacyError: The round would exceed the budget of the run.
     """
     workspace = open_workspace(config)
     task = read_task(message.content)
     partition = _partition(context, workspace)
     memory = recall(context)
-    key = _noise_key(workspace, memory, task)
+    key = _noise_key(workspace, task)
+    if workspace.mechanism is not None and key is not None:
+        charge_self(context, workspace.mechanism, workspace.terms, partition, task.round, key)
     try:
         outcome = _work(workspace, task, memory, partition, key)
         trained = bundle.arrays(workspace.model, None, copy=False)
@@ -66,20 +67,20 @@ def train(message: Message, context: Context, config: RunConfig) -> Message:
     if workspace.mechanism is not None and key is not None:
         update = _protected(workspace, update, task, key)
     reply = Message(write_update(update), reply_to=message)
-    secret = {} if key is None else {_NOISE: {"key": np.frombuffer(key.secret, np.uint8)}}
-    remember(context, Memory(trained, {**outcome.kept, **secret}))
+    remember(context, Memory(trained, outcome.kept))
     return reply
 
 
-def _noise_key(workspace: Workspace, memory: Memory | None, task: TrainTask) -> NoiseKey | None:
-    """Return what this client draws its noise from; None where it adds none."""
+def _noise_key(workspace: Workspace, task: TrainTask) -> NoiseKey | None:
+    """Return what this client draws the noise of a round from; None where it adds none.
+
+    A secure key is of one round: under a kept one, a server that asks for the same round of two models could subtract
+    the noise.
+    """
     mechanism = workspace.mechanism
     if mechanism is None or not mechanism.in_client:
         return None
-    if mechanism.noise == "reproducible":
-        return NoiseKey.from_seed(task.seed)
-    kept = memory.extras.get(_NOISE) if memory else None
-    return NoiseKey.fresh() if kept is None else NoiseKey(kept["key"].tobytes())
+    return NoiseKey.from_seed(task.seed) if mechanism.noise == "reproducible" else NoiseKey.fresh()
 
 
 def _protected(workspace: Workspace, update: LocalUpdate, task: TrainTask, key: NoiseKey) -> LocalUpdate:
@@ -119,14 +120,14 @@ def _work(
 ) -> Outcome:
     """Train the model shell in place."""
     procedure: LocalTraining = build(workspace.config, "client")
-    train, indices = workspace.splits.train, workspace.indices(partition)
+    train, indices = workspace.examples_of(partition), workspace.indices(partition)
     truth = None if workspace.parts is None else train.labels[indices]
     augmentation = build(workspace.config, "augmentation")
     examples = Examples(train, indices, augmentation, workspace.labels(partition), truth)
     bundle.load(workspace.model, procedure.begin(workspace.initial, memory, task))
     private = None
     if isinstance(workspace.mechanism, Sampled) and key is not None:
-        private = PrivateSteps(workspace.mechanism, workspace.terms, key)
+        private = PrivateSteps(workspace.mechanism, workspace.terms, key, workspace.whole(partition))
     return procedure.train(Work(workspace.model, workspace.objective, examples, task, partition, memory, private))
 
 

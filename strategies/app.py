@@ -5,6 +5,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedssl.arrays import Arrays, sha256
 from fedssl.checkpoint import Bundle
-from fedssl.config import RunConfig, build, key_first, load
+from fedssl.compose import load
+from fedssl.config import RunConfig, build, key_first
 from fedssl.data.deficiency import AllLabels
 from fedssl.data.partition import counts
 from fedssl.errors import ConfigError, DataError, PrivacyError, RunError
@@ -21,6 +23,7 @@ from fedssl.evaluation.images import ImageEvaluation
 from fedssl.models import bundle
 from fedssl.models.encoder import Encoder
 from fedssl.objectives.objective import CLASSIFIER, UNKNOWN
+from fedssl.prepare import prepare
 from fedssl.privacy.account import Account
 from fedssl.privacy.client import Client
 from fedssl.report.html import Held, write_report
@@ -29,8 +32,9 @@ from fedssl.report.records import RunResult
 from fedssl.report.rundir import CONFIG, ERROR, RunDirectory
 from fedssl.report.tracker import Tracker
 from fedssl.report.versions import versions
+from fedssl.simulation.grid import SimulationGrid
 from fedssl.simulation.local import LocalGrid
-from fedssl.workspace import Workspace, prepare
+from fedssl.workspace import Workspace
 from strategies.averaging import Averaging
 from strategies.base import Federated, Plan
 from strategies.continuation import Saver, find_bundle
@@ -152,6 +156,8 @@ def run(config: RunConfig, grid: Grid) -> tuple[RunResult, Path]:
     try:
         with run.progress:
             run.progress.begin(config.rounds, len(recorder.records))
+            if isinstance(grid, SimulationGrid):
+                _protect(run)
             if run.saved is None:
                 recorder.untrained = _scores(run.workspace, run.initial)
             if recorder.stopped is None:  # a process that was killed after it stopped early has nothing left to train
@@ -179,6 +185,23 @@ def _completed(config: RunConfig) -> tuple[RunResult, Path] | None:
     find_bundle(config, path, prepare(config).fingerprint)
     LOGGER.warning("run_dir=%s: is completed already, nothing is run again", path)
     return result, path
+
+
+def _protect(run: _Run) -> None:
+    """Make the noise of every client that protects its images, once for all workers; devices make their own."""
+    begun, owners = time.monotonic(), run.workspace.owners
+    for client in owners:
+        run.workspace.noise(client, partial(run.progress.protecting, client))
+    if owners:
+        run.progress.protected(len(owners), time.monotonic() - begun)
+
+
+def _protection(workspace: Workspace) -> str | None:
+    """Say what owners do to their images."""
+    protector, owners = workspace.protector, workspace.owners
+    if protector is None or not owners:
+        return None
+    return f"{type(protector).__name__} {protector.budget}/255, {len(owners)} of {workspace.num_clients} clients"
 
 
 def _train(run: _Run, recorder: Recorder, grid: Grid) -> None:
@@ -250,6 +273,7 @@ def _result(run: _Run, recorder: Recorder, status: str) -> RunResult:
         stopped_early=recorder.stopped or (run.account.stopped if run.account else None),
         best={"round": best.round, score: best.scores[score]} if best and score else None,
         virtual_seconds=sum(clock) if clock else None,
+        protection=_protection(run.workspace),
     )
 
 

@@ -175,10 +175,12 @@ class Federated(ABC):
             listener.before_training(client_scores(grid, roster, current, 0))
         now = sum(record.virtual_seconds or 0.0 for record in plan.history)
         for round_number in range(len(plan.history) + 1, plan.rounds + 1):
-            begun = time.monotonic()
-            attendance = _attendance(roster, plan, round_number, now)
+            begun, account = time.monotonic(), plan.account
+            used_up = account.used_up(round_number) if account else frozenset()
+            if account and used_up and not _enough_left(roster, plan, account, round_number, used_up):
+                return
+            attendance = _attendance(roster, plan, round_number, now, used_up)
             now += attendance.seconds
-            account = plan.account
             if account and not account.charge(round_number, [*attendance.present, *attendance.absent]):
                 return
             current, tally = self._round(grid, roster, attendance, current, round_number, plan, listener)
@@ -268,17 +270,29 @@ def _num_bytes(message: TrainTask | LocalUpdate) -> int:
     return num_bytes(message.arrays) + sum(num_bytes(extra) for extra in message.extras.values())
 
 
-def _attendance(roster: Roster, plan: Plan, round_number: int, now: float) -> Attendance:
+def _enough_left(roster: Roster, plan: Plan, account: Account, round_number: int, used_up: Collection[int]) -> bool:
+    """Return whether as many clients as a round needs may still be asked; False, and `stopped`, where they may not."""
+    labelled, fewest = round_number <= plan.labelled_rounds, plan.quorum or 1
+    others = (partition for partition in range(plan.num_clients) if partition not in used_up)
+    left = sum(roster.takes_part(partition, labelled=labelled) for partition in others)
+    if left < fewest:
+        what = f"round {round_number} needs {fewest} clients, {left} are not at privacy.max_rounds_per_client yet"
+        account.stopped = f"{what} [PRIV-BUDGET]"
+    return left >= fewest
+
+
+def _attendance(roster: Roster, plan: Plan, round_number: int, now: float, used_up: Collection[int]) -> Attendance:
     """Return the cohort of a round, and who of it answers."""
     model, labelled = plan.availability, round_number <= plan.labelled_rounds
     drawn = plan.account.draw(round_number) if plan.account else None
 
     def asked(partition: int) -> bool:
-        return roster.takes_part(partition, labelled=labelled) and (drawn is None or partition in drawn)
+        allowed = partition not in used_up and (drawn is None or partition in drawn)
+        return allowed and roster.takes_part(partition, labelled=labelled)
 
     size = plan.cohort if drawn is None else None
     if model is None:
-        chosen = asked if labelled or plan.needs_labels or drawn is not None else None
+        chosen = asked if labelled or plan.needs_labels or drawn is not None or used_up else None
         return Attendance(tuple(roster.sample(plan.seed, round_number, size, chosen)), {}, 0.0)
     cohort = roster.sample(
         plan.seed,

@@ -4,18 +4,16 @@
 """
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from fedssl.checks import above, at_least
 from fedssl.models.encoder import Encoder
-from fedssl.objectives.nt_xent import nt_xent
-from fedssl.objectives.objective import Batch, Draw, Objective, Population, Role, Step
-from fedssl.privacy.contract import PrivacyContract
+from fedssl.objectives.nt_xent import TwoViews, nt_xent
+from fedssl.objectives.objective import Batch, Draw, Population, Step
 
 
-class Cvrl(Objective):
+class Cvrl(TwoViews):
     """Contrast of clips: the loss of SimCLR on two clips of each video.
 
     A client's own videos are the negatives: where a client is a person, clips of one person that do different things.
@@ -30,8 +28,6 @@ class Cvrl(Objective):
         ValueError: If an argument is out of range.
     """
 
-    contract = PrivacyContract("batch")
-    views: tuple[Role, ...] = ("full", "full")
     num_uniforms = 3
 
     def __init__(self, clip_frames: int = 8, temperature: float = 0.2, hidden: int = 64, dim: int = 32) -> None:
@@ -41,7 +37,6 @@ class Cvrl(Objective):
         self.temperature = temperature
         self.hidden = hidden
         self.dim = dim
-        self.min_batch = 2  # an example alone has nothing to be told from
         self.min_frames = clip_frames
 
     def draw(self, num_frames: int, uniforms: NDArray[np.float64]) -> Draw:
@@ -73,6 +68,5 @@ class Cvrl(Objective):
 
     def step(self, model: nn.ModuleDict, batch: Batch) -> Step:
         """Return the loss of two views."""
-        embeddings: Tensor = model["projector"](model["backbone"](torch.cat(batch.views)))
-        first, second = embeddings.chunk(2)
+        first, second = self.embeddings(model, batch)
         return Step(loss=nt_xent(first, second, self.temperature), metrics={})

@@ -5,8 +5,30 @@ With a graph of positives it is that of supervised contrast (Khosla 2020, "Super
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from fedssl.objectives.objective import Batch, Objective, Role
+from fedssl.privacy.contract import PrivacyContract
+
+
+class TwoViews(Objective):
+    """An objective whose loss is `nt_xent` of what its projector makes of two views of each example.
+
+    Attributes:
+        temperature: Of the loss.
+    """
+
+    contract = PrivacyContract("batch")
+    views: tuple[Role, ...] = ("full", "full")
+    min_batch = 2  # an example alone has nothing to be told from
+    temperature: float
+
+    def embeddings(self, model: nn.ModuleDict, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return what is compared, `[batch, dim]` of each view."""
+        made: Tensor = model["projector"](model["backbone"](torch.cat(batch.views)))
+        first, second = made.chunk(2)
+        return first, second
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float, graph: Tensor | None = None) -> Tensor:

@@ -3,19 +3,17 @@
 "A Simple Framework for Contrastive Learning of Visual Representations".
 """
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedssl.checks import above, at_least
 from fedssl.models.encoder import Encoder
 from fedssl.models.heads import HeadNorm, mlp
 from fedssl.objectives.monitors import collapse
-from fedssl.objectives.nt_xent import nt_xent
-from fedssl.objectives.objective import Batch, Objective, Population, Role, Step
-from fedssl.privacy.contract import PrivacyContract
+from fedssl.objectives.nt_xent import TwoViews, nt_xent
+from fedssl.objectives.objective import Batch, Population, Step
 
 
-class SimClr(Objective):
+class SimClr(TwoViews):
     """Contrast of images with the others of their batch.
 
     A batch offers `2 * batch - 2` negatives, logged as "num-negatives", and they are all of one client: a client of
@@ -31,10 +29,6 @@ class SimClr(Objective):
         ValueError: If an argument is out of range.
     """
 
-    contract = PrivacyContract("batch")
-    views: tuple[Role, ...] = ("full", "full")
-    min_batch = 2  # an example alone has nothing to be told from
-
     def __init__(self, temperature: float = 0.2, hidden: int = 2048, dim: int = 256, norm: HeadNorm = "none") -> None:
         above(0, temperature=temperature)
         at_least(1, hidden=hidden, dim=dim)
@@ -49,7 +43,6 @@ class SimClr(Objective):
 
     def step(self, model: nn.ModuleDict, batch: Batch) -> Step:
         """Return the loss of two views."""
-        embeddings: Tensor = model["projector"](model["backbone"](torch.cat(batch.views)))
-        first, second = embeddings.chunk(2)
+        first, second = self.embeddings(model, batch)
         metrics = {"num-negatives": 2.0 * len(first) - 2, **collapse(first)}
         return Step(loss=nt_xent(first, second, self.temperature), metrics=metrics)

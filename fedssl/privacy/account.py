@@ -4,6 +4,7 @@ import math
 import os
 import secrets
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from typing import Any
 from fedssl.arrays import Arrays
 from fedssl.privacy.accounting import Accountant, epsilon
 from fedssl.privacy.client import Client, NoisedMean
-from fedssl.privacy.ledger import Ledger, LedgerFile
-from fedssl.privacy.mechanism import Mechanism, Setting
+from fedssl.privacy.ledger import Ledger, LedgerFile, client_scope
+from fedssl.privacy.mechanism import InClient, Mechanism, Setting
 from fedssl.privacy.noise import REPRODUCIBLE, NoiseKey
 from fedssl.privacy.statement import Statement
 from fedssl.wire import LocalUpdate
@@ -44,6 +45,7 @@ class Account:
         known = (int(saved["num_charges"]), str(saved["head"])) if saved else ()
         self._file = LedgerFile(folder / LEDGER, *known)
         self._num_clients = setting.num_clients
+        self._server_trains = setting.server_trains
         self._fingerprint = ""
         self._mean: NoisedMean | None = None
         if isinstance(mechanism, Client):
@@ -79,15 +81,24 @@ class Account:
             return None
         return self._mean.mechanism.draw(self._mean.rate, self._num_clients, self._mean.key, round_number)
 
+    def used_up(self, round_number: int) -> frozenset[int]:
+        """Return the partitions that were in as many of the rounds before as each may be."""
+        most = self.mechanism.max_rounds_per_client if isinstance(self.mechanism, InClient) else None
+        if most is None:
+            return frozenset()
+        before = {(charge.scope, charge.round) for charge in self._file.ledger.charges if charge.round < round_number}
+        rounds = Counter(scope for scope, _ in before)
+        return frozenset(client for client in range(self._num_clients) if rounds[client_scope(client)] >= most)
+
     def charge(self, round_number: int, cohort: Sequence[int]) -> bool:
         """Write the releases of a round down before it is trained; False, and `stopped`, where they cost too much."""
         charges = self.mechanism.charges(self.terms, round_number, cohort, self._fingerprint)
-        limit = self.mechanism.max_epsilon
-        if limit is not None:
-            ledger = Ledger([*self._file.ledger.charges, *self._file.due(charges)])
-            after = max((self._epsilon(ledger, charge.scope) for charge in charges), default=0.0)
-            if after > limit:
-                what = f"round {round_number} would come to epsilon {after:.4g}, privacy.max_epsilon is {limit}"
+        limit, accountant = self.mechanism.budget, self.mechanism.accountant
+        for charge in self._file.due(charges):
+            after = self._file.ledger.over(charge, limit, self.terms.delta, accountant)
+            if after is not None:
+                name = "target_epsilon" if self.mechanism.max_epsilon is None else "max_epsilon"
+                what = f"round {round_number} would come to epsilon {after:.4g}, privacy.{name} is {limit}"
                 self.stopped = f"{what} [PRIV-BUDGET]"
                 return False
         self._file.charge(charges)
@@ -151,7 +162,7 @@ class Account:
             delta=terms.delta if ends else None,
             accountant=mechanism.accountant,
             noise_multiplier=terms.noise_multiplier,
-            clip=mechanism.clip,
+            clip=terms.release.clip,
             sampling_rate=terms.release.sampling_rate,
             num_releases=sum(release.count for release in releases),
             assumptions=self._assumptions() if ends else (),
@@ -183,8 +194,9 @@ class Account:
 
     def _assumptions(self) -> tuple[str, ...]:
         shown = ("loss and other training metrics are outside the guarantee",) if self.shows_metrics else ()
+        server = ("the server's own labelled examples are not protected",) if self._server_trains else ()
         seeded = (f"the guarantee is {REPRODUCIBLE}",) if self.mechanism.noise == "reproducible" else ()
-        return (*self.mechanism.assumptions(), *shown, *seeded)
+        return (*self.mechanism.assumptions(), *shown, *server, *seeded)
 
 
 def _kept_key(path: Path) -> NoiseKey:

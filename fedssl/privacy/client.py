@@ -48,9 +48,6 @@ class Client(Mechanism):
     name: ClassVar[str] = "client"
     unit: ClassVar[str] = "client"
     at_server: ClassVar[bool] = True
-    adversary = "the other clients and whoever gets the model"
-    released = "the global model of every round"
-
     sampling_rate: float | None = None
     adjacency: Adjacency = "add_remove"
     amplification: Literal["claim", "none"] = "claim"
@@ -87,6 +84,17 @@ class Client(Mechanism):
     def neighbours(self) -> Adjacency:
         """The adjacency that was asked for."""
         return self.adjacency
+
+    @property
+    def adversary(self) -> str:
+        """Everyone but the server, and a curious server too where it sees sums alone."""
+        server = "the server (honest but curious: it sees sums alone), " if self.secure_aggregation else ""
+        return f"{server}the other clients and whoever gets the model"
+
+    @property
+    def released(self) -> str:
+        """The model, which with secure aggregation is the sum that the server sees."""
+        return f"{'the sum of updates and ' if self.secure_aggregation else ''}the global model of every round"
 
     def rate(self, setting: Setting) -> float:
         """Return the probability with which each client is in a round."""

@@ -11,7 +11,7 @@ from fedssl.errors import PrivacyError
 from fedssl.objectives.objective import Batch, Objective
 from fedssl.privacy.accounting import Adjacency
 from fedssl.privacy.gradients import EngineName, engine
-from fedssl.privacy.mechanism import Mechanism, Setting, refuse_client_scores, refuse_shared_statistics
+from fedssl.privacy.mechanism import InClient, Setting, refuse_client_scores, refuse_shared_statistics
 from fedssl.privacy.norms import coupling_layers, single_element_norms
 
 _OF_NOISED = frozenset({"teacher", "head", "progress", "steps"})
@@ -19,7 +19,7 @@ _OF_NOISED = frozenset({"teacher", "head", "progress", "steps"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampled(Mechanism):
+class Sampled(InClient):
     """What adds noise to the sum of the sampled units' gradients, step by step, in the client.
 
     Attributes:
@@ -73,6 +73,7 @@ class Example(Sampled):
 
     Attributes:
         engine: How these gradients are found: "ghost", "functional" or "hooks", see `fedssl.privacy.gradients.engine`.
+        multiplicity: How often the views of an example are drawn in a step; the mean of these losses is the example's.
 
     Raises:
         ValueError: An argument is out of range.
@@ -82,23 +83,18 @@ class Example(Sampled):
     unit: ClassVar[str] = "example"
 
     engine: EngineName = "ghost"
+    multiplicity: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of(get_args(EngineName), engine=self.engine)
+        at_least(1, multiplicity=self.multiplicity)
 
     def check(self, setting: Setting) -> None:
         """Raise PrivacyError unless an example's gradient depends on that example alone."""
         super().check(setting)
         refuse_coupled(setting)
-        if getattr(setting.augmentation, "style", None) is not None:
-            what = "a view takes its style from another example; set augmentation.style=null"
-            raise PrivacyError(f"augmentation.style: must be null with privacy=example, {what}", "PRIV-E-COUPLED")
-        for layer in coupling_layers(setting.model):
-            what = f"{layer} normalises with the other examples of a batch; set model.norm=group and, where the"
-            raise PrivacyError(f"privacy=example: {what} objective has heads, objective.norm=group", "PRIV-BN")
-        for layer in single_element_norms(setting.model):
-            raise PrivacyError(f"privacy=example: {layer} has groups of one channel, which erase it", "PRIV-BN")
+        refuse_mixing(setting, self.name)
 
     def try_out(self, model: nn.ModuleDict, batch_of: Callable[[int], Batch], objective: Objective) -> None:
         """Raise PrivacyError when the engine cannot tell the examples of this model and objective apart."""
@@ -129,6 +125,23 @@ def refuse_coupled(setting: Setting) -> None:
         f"use {others}",
         "PRIV-E-COUPLED",
     )
+
+
+def refuse_mixing(setting: Setting, name: str) -> None:
+    """Raise PrivacyError when a view, or what the network makes of it, depends on other examples.
+
+    Args:
+        setting: The run.
+        name: Of the mechanism.
+    """
+    if getattr(setting.augmentation, "style", None) is not None:
+        what = "a view takes its style from another example; set augmentation.style=null"
+        raise PrivacyError(f"augmentation.style: must be null with privacy={name}, {what}", "PRIV-E-COUPLED")
+    for layer in coupling_layers(setting.model):
+        what = f"{layer} normalises with the other examples of a batch; set model.norm=group and, where the"
+        raise PrivacyError(f"privacy={name}: {what} objective has heads, objective.norm=group", "PRIV-BN")
+    for layer in single_element_norms(setting.model):
+        raise PrivacyError(f"privacy={name}: {layer} has groups of one channel, which erase it", "PRIV-BN")
 
 
 def kept_values(objective: Objective) -> str:

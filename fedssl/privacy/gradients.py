@@ -1,6 +1,7 @@
 """Sums of the clipped gradients of single examples (Abadi 2016, "Deep Learning with Differential Privacy").
 
-An example is the unit: all its views give one gradient, which is clipped once.
+An example is the unit: all its views, and all draws of them (De 2022, "Unlocking High-Accuracy Differentially Private
+Image Classification through Scale", where it is augmentation multiplicity), give one gradient, which is clipped once.
 """
 
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
-from fedssl.checks import above, one_of
+from fedssl.checks import above, at_least, one_of
 from fedssl.objectives.objective import Batch, Objective
 from fedssl.privacy.norms import mixes
 
@@ -23,7 +24,7 @@ class Gradients:
 
     Attributes:
         sums: The sum over the examples of their clipped gradients, by name of the trainable parameter.
-        norms: `[batch]` float64 L2 norms of the examples' gradients before clipping, over all trainable parameters.
+        norms: `[examples]` float64 L2 norms of the examples' gradients before clipping, over all trainable parameters.
         loss: Mean loss of the batch; NaN where it is empty.
         metrics: Numbers of the objective.
     """
@@ -40,18 +41,36 @@ class Engine(Protocol):
     Layers that draw, such as dropout, draw from PyTorch's default generator, as in a plain step. Nothing else does.
     """
 
-    def __call__(self, model: nn.ModuleDict, objective: Objective, batch: Batch, clip: float) -> Gradients:
+    def __call__(
+        self,
+        model: nn.ModuleDict,
+        objective: Objective,
+        batch: Batch,
+        clip: float,
+        draws: int = 1,
+        weights: Tensor | None = None,
+    ) -> Gradients:
         """Return the sums of a batch.
 
         Args:
             model: The bundle.
             objective: Its loss is the mean over the examples of a batch of what each has alone.
-            batch: May be empty.
-            clip: Largest L2 norm of what an example adds to the sums.
+            batch: May be empty. Row r is of example r % examples.
+            clip: Largest L2 norm of an example's gradient in the sums.
+            draws: Rows of each example, of whose losses its own is the mean.
+            weights: `[examples]` factors of the clipped gradients in the sums; None: 1.
 
         Raises:
             ValueError: The engine cannot tell the examples' gradients apart.
         """
+
+
+class _Weighted(Protocol):
+    """What an engine does with a batch that is not empty; see there."""
+
+    def __call__(
+        self, model: nn.ModuleDict, objective: Objective, batch: Batch, clip: float, weights: Tensor
+    ) -> Gradients: ...
 
 
 def engine(name: EngineName) -> Engine:
@@ -65,7 +84,7 @@ def engine(name: EngineName) -> Engine:
         ValueError: The name is unknown.
     """
     one_of(get_args(EngineName), engine=name)
-    chosen: Engine
+    chosen: _Weighted
     # each of them imports what is above
     if name == "ghost":
         from fedssl.privacy.gradients_ghost import ghost as chosen
@@ -74,8 +93,18 @@ def engine(name: EngineName) -> Engine:
     else:
         from fedssl.privacy.gradients_hooks import hooks as chosen
 
-    def checked(model: nn.ModuleDict, objective: Objective, batch: Batch, clip: float) -> Gradients:
+    def checked(
+        model: nn.ModuleDict,
+        objective: Objective,
+        batch: Batch,
+        clip: float,
+        draws: int = 1,
+        weights: Tensor | None = None,
+    ) -> Gradients:
         above(0, clip=clip)
+        at_least(1, draws=draws)
+        if len(batch.places) % draws:
+            raise ValueError(f"draws must divide the rows of the batch, {len(batch.places)}, got {draws}")
         coupling = objective.contract.coupling
         if coupling != "per_example":
             raise ValueError(f"the objective's coupling must be per_example, got {coupling}")
@@ -85,7 +114,9 @@ def engine(name: EngineName) -> Engine:
         if not len(batch.places):
             sums = {key: torch.zeros_like(parameter) for key, parameter in trainable(model).items()}
             return Gradients(sums, batch.places.new_zeros(0, dtype=torch.float64), float("nan"), {})
-        return chosen(model, objective, batch, clip)
+        if weights is None:
+            weights = batch.places.new_ones(len(batch.places) // draws, dtype=torch.float64)
+        return chosen(model, objective, batch, clip, weights)
 
     return checked
 
@@ -109,18 +140,21 @@ def clip_factors(norms: Tensor, clip: float) -> Tensor:
     return torch.where(norms.isfinite(), factors, 0.0)
 
 
-def clipped_sums(gradients: Mapping[str, Tensor], clip: float, scale: float = 1.0) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the sums of clipped gradients by parameter, and the norms before `[batch]`.
+def clipped_sums(
+    gradients: Mapping[str, Tensor], clip: float, weights: Tensor, scale: float = 1.0
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the weighted sums of clipped gradients by parameter, and the norms before `[batch]`.
 
     Args:
         gradients: `[batch, ...]` by parameter, of all of them.
         clip: The largest norm.
+        weights: `[batch]` factors of the clipped gradients.
         scale: Multiplies the gradients.
     """
     flat = {name: rows.reshape(len(rows), -1) for name, rows in gradients.items()}
     each = [torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) for rows in flat.values()]
     norms = scale * torch.linalg.vector_norm(torch.stack(each), dim=0)
-    factors = scale * clip_factors(norms, clip)
+    factors = scale * clip_factors(norms, clip) * weights
     lost = ~norms.isfinite()
     if lost.any():  # zero times what is not finite is not zero
         flat = {name: rows.masked_fill(lost[:, None], 0.0) for name, rows in flat.items()}

@@ -29,7 +29,7 @@ class _Alone(Batch):
 
     @property
     def labelled(self) -> Tensor:
-        return torch.full((1,), self.known, device=self.places.device)
+        return torch.full((len(self.places),), self.known, device=self.places.device)
 
 
 class _Stepper(nn.Module):
@@ -49,20 +49,20 @@ class _Stepper(nn.Module):
         return self.objective.step(self.model, batch).loss
 
 
-def functional(model: nn.ModuleDict, objective: Objective, batch: Batch, clip: float) -> Gradients:
+def functional(model: nn.ModuleDict, objective: Objective, batch: Batch, clip: float, weights: Tensor) -> Gradients:
     """Return the clipped sums of a batch, see `Engine`; an unlabelled example gives what it would give alone."""
     parameters = trainable(model)
     sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-    norms = torch.zeros(len(batch.places), dtype=torch.float64, device=batch.places.device)
+    norms = torch.zeros_like(weights)
     losses = torch.zeros_like(norms)
     most = max(1, _NUMBERS // max(1, sum(parameter.numel() for parameter in parameters.values())))
     for known in (True, False):
-        for chosen in (batch.labelled == known).nonzero()[:, 0].split(most):
+        for chosen in (batch.labelled[: len(weights)] == known).nonzero()[:, 0].split(most):
             if not len(chosen):
                 continue
-            gradients, own = _each(_Stepper(model, objective), parameters, batch, chosen, known)
+            gradients, own = _each(_Stepper(model, objective), parameters, batch, len(weights), chosen, known)
             losses[chosen] = own.to(losses.dtype)
-            more, norms[chosen] = clipped_sums(gradients, clip)
+            more, norms[chosen] = clipped_sums(gradients, clip, weights[chosen])
             for name, each in more.items():
                 sums[name] += each
     with torch.no_grad(), torch.random.fork_rng(devices=[norms.device] if norms.is_cuda else []):
@@ -71,18 +71,22 @@ def functional(model: nn.ModuleDict, objective: Objective, batch: Batch, clip: f
 
 
 def _each(
-    stepper: _Stepper, parameters: Mapping[str, Tensor], batch: Batch, chosen: Tensor, known: bool
+    stepper: _Stepper, parameters: Mapping[str, Tensor], batch: Batch, size: int, chosen: Tensor, known: bool
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Return gradients `[n, ...]` by parameter and losses `[n]` of the chosen examples."""
+    """Return gradients `[n, ...]` by parameter and losses `[n]` of the chosen of `size` examples."""
 
     def loss(values: Mapping[str, Tensor], views: tuple[Tensor, ...], *rest: Tensor) -> Tensor:
-        targets, places, uniforms, labels = (tensor[None] for tensor in rest)
-        alone = _Alone(tuple(view[None] for view in views), targets, places, uniforms, labels, known)
+        targets, places, uniforms, labels = rest
+        alone = _Alone(views, targets, places, uniforms, labels, known)
         return cast(Tensor, functional_call(stepper, dict(values), (alone,)))
 
-    views = tuple(view[chosen] for view in batch.views)
-    rest = (tensor[chosen] for tensor in (batch.targets, batch.places, batch.uniforms, batch.labels))
+    def grouped(rows: Tensor) -> Tensor:  # [draws, examples, ...]
+        rows = rows.unflatten(0, (-1, size))
+        return rows[:, chosen]
+
+    views = tuple(grouped(view) for view in batch.views)
+    rest = (grouped(rows) for rows in (batch.targets, batch.places, batch.uniforms, batch.labels))
     values = {f"model.{name}": parameter for name, parameter in parameters.items()}
-    each = vmap(grad_and_value(loss), in_dims=(None, *[0] * 5), randomness="different")
+    each = vmap(grad_and_value(loss), in_dims=(None, *[1] * 5), randomness="different")
     gradients, losses = each(values, views, *rest)
     return {name.removeprefix("model."): rows for name, rows in gradients.items()}, losses

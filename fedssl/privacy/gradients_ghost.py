@@ -15,7 +15,7 @@ from fedssl.privacy.gradients import Gradients, clip_factors, trainable
 from fedssl.privacy.layer_gradients import RULES, Pass, PerExample, layer_gradients
 
 
-def ghost(model: nn.ModuleDict, objective: Objective, batch: Batch, clip: float) -> Gradients:
+def ghost(model: nn.ModuleDict, objective: Objective, batch: Batch, clip: float, weights: Tensor) -> Gradients:
     """Return the clipped sums of a batch, see `Engine`.
 
     Raises:
@@ -23,7 +23,7 @@ def ghost(model: nn.ModuleDict, objective: Objective, batch: Batch, clip: float)
             apart; a layer's input is changed in place after it was used.
     """
     layers = owners(model, RULES)
-    size = len(batch.places)
+    size = len(weights)
     step, calls = record(model, objective, batch, layers)
     rows = consecutive_rows(model, objective, batch, layers, calls)
     gradients = torch.autograd.grad(step.loss, [call.outputs for call in calls], allow_unused=True)
@@ -37,15 +37,14 @@ def ghost(model: nn.ModuleDict, objective: Objective, batch: Batch, clip: float)
     sums = trainable(model)
     # the loss is a mean, of which an example's own is `size` times its part
     norms = size * torch.stack([each.squares for each in found.values()]).sum(dim=0).sqrt()
-    factors = clip_factors(norms, clip) * size
+    factors = size * clip_factors(norms, clip) * weights
     if not norms.isfinite().all():  # zero times what is not finite is not zero
         lost = ~norms.isfinite()
         cleaned = {layer: [_without(each, lost) for each in several] for layer, several in passes.items()}
         found = _gradients(layers, cleaned)
     for name, parameter in sums.items():
         own = found.get(name)
-        weights = factors.to(parameter.dtype)
-        sums[name] = torch.zeros_like(parameter) if own is None else own.weighted(weights)
+        sums[name] = torch.zeros_like(parameter) if own is None else own.weighted(factors.to(parameter.dtype))
     metrics = {name: float(value) for name, value in step.metrics.items()}
     return Gradients(sums, norms, step.loss.item(), metrics)
 

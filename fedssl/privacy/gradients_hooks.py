@@ -18,7 +18,7 @@ from fedssl.privacy.gradients import Gradients, clipped_sums, trainable
 _LEFT_BEHIND = ("activations", "max_batch_len")
 
 
-def hooks(model: nn.ModuleDict, objective: Objective, batch: Batch, clip: float) -> Gradients:
+def hooks(model: nn.ModuleDict, objective: Objective, batch: Batch, clip: float, weights: Tensor) -> Gradients:
     """Return the clipped sums of a batch, see `Engine`.
 
     Raises:
@@ -45,7 +45,7 @@ def hooks(model: nn.ModuleDict, objective: Objective, batch: Batch, clip: float)
         for module in model.modules():
             for name in _LEFT_BEHIND:
                 vars(module).pop(name, None)
-    size = len(batch.places)
+    size = len(weights)
     numbers = consecutive_rows(model, objective, batch, layers, calls)
     consecutive = dict(zip((call.layer for call in calls), numbers, strict=True))
     grouped = {
@@ -54,7 +54,7 @@ def hooks(model: nn.ModuleDict, objective: Objective, batch: Batch, clip: float)
         if rows is not None
     }
     # the loss is a mean, of which an example's own is `size` times its part
-    sums, norms = clipped_sums(grouped, clip, size)
+    sums, norms = clipped_sums(grouped, clip, weights, size)
     sums = {name: torch.zeros_like(parameter) for name, parameter in trainable(model).items()} | sums
     metrics = {name: float(value) for name, value in step.metrics.items()}
     return Gradients(sums, norms, step.loss.item(), metrics)

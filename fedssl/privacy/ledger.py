@@ -2,10 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from fedssl.errors import PrivacyError
 from fedssl.privacy.accounting import Accountant, Adjacency, Release, epsilon
@@ -34,6 +35,21 @@ class Charge:
     adjacency: Adjacency
     release: Release
     key: str
+
+
+def client_scope(partition: int) -> str:
+    """Return what a client's data are charged to."""
+    return f"client {partition}"
+
+
+def charge_of(values: Mapping[str, Any]) -> Charge:
+    """Return the charge that `dataclasses.asdict` made these values of.
+
+    Raises:
+        TypeError: A value is missing, or one too many.
+        KeyError: There is no release.
+    """
+    return Charge(**{**values, "release": Release(**values["release"])})
 
 
 class Ledger:
@@ -90,6 +106,25 @@ class Ledger:
     def releases(self, scope: str) -> tuple[Release, ...]:
         """Return what was released of a scope; alike ones that follow each other are one."""
         return tuple(self._releases.get(scope, ()))
+
+    def over(self, charge: Charge, limit: float | None, delta: float, accountant: Accountant) -> float | None:
+        """Return the epsilon that a scope would come to with one charge more; None where it is within the limit.
+
+        Without a limit everything is. Where the loose and cheap bound is within the limit the tight one is too, and is
+        not computed.
+
+        Raises:
+            ValueError: `delta` is out of range, or the accountant cannot bound these releases.
+        """
+        if limit is None:
+            return None
+        releases = (*self.releases(charge.scope), charge.release)
+        sampled = any(release.sampling_rate < 1 for release in releases)
+        has_cheap = accountant == "pld" and sampled and charge.adjacency != "replace_one"
+        if has_cheap and epsilon(releases, delta, accountant="rdp", adjacency=charge.adjacency) <= limit:
+            return None
+        after = epsilon(releases, delta, accountant=accountant, adjacency=charge.adjacency)
+        return after if after > limit else None
 
     def epsilon(self, scope: str, delta: float, *, accountant: Accountant = "pld") -> float:
         """Return the epsilon of all that was released of a scope, under the adjacency it was charged for.
@@ -198,7 +233,7 @@ def _parsed(path: Path, content: bytes) -> Ledger:
         try:
             values = json.loads(line)
             del values["chain"]
-            charge = Charge(**{**values, "release": Release(**values["release"])})
+            charge = charge_of(values)
             ledger.add(charge)
             sound = _line(charge, ledger.head).encode() == line
         except (KeyError, TypeError, ValueError):

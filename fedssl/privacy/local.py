@@ -6,12 +6,12 @@ from typing import ClassVar
 
 from fedssl.arrays import Arrays
 from fedssl.privacy.accounting import Adjacency
-from fedssl.privacy.mechanism import Mechanism, Setting, Terms, noised, refuse_client_scores, refuse_shared_statistics
+from fedssl.privacy.mechanism import InClient, Setting, Terms, noised, refuse_client_scores, refuse_shared_statistics
 from fedssl.privacy.noise import NoiseKey
 
 
 @dataclass(frozen=True, kw_only=True)
-class Local(Mechanism):
+class Local(InClient):
     """The change that a client sends is noised as a whole; the server sees nothing else of it.
 
     The sensitivity is twice the clip: any update may stand in place of any other.

@@ -13,7 +13,7 @@ from fedssl.errors import PrivacyError
 from fedssl.objectives.objective import Batch, Objective
 from fedssl.privacy.accounting import Accountant, Adjacency, Release, calibrate, sensitivity
 from fedssl.privacy.clipping import change, clipped, noised_names
-from fedssl.privacy.ledger import Charge
+from fedssl.privacy.ledger import Charge, client_scope
 from fedssl.privacy.noise import NoiseKey
 
 
@@ -34,6 +34,7 @@ class Setting:
         cohort: Clients of a round; None is everyone.
         fixed_cohort: Why clients cannot be drawn by coins alone ("availability", ...); None where they can.
         shows_clients: Whether clients evaluate and tell their scores.
+        server_trains: Whether the server trains on labelled examples of its own.
     """
 
     objective: Objective
@@ -48,6 +49,7 @@ class Setting:
     cohort: int | None
     fixed_cohort: str | None
     shows_clients: bool
+    server_trains: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +117,24 @@ class Mechanism(ABC):
         return not self.at_server
 
     @property
+    def budget(self) -> float | None:
+        """The epsilon that nobody may exceed: `max_epsilon`, or else what the noise is made for; None has no limit."""
+        return self.target_epsilon if self.max_epsilon is None else self.max_epsilon
+
+    @property
     @abstractmethod
     def neighbours(self) -> Adjacency:
         """What a neighbouring data set is."""
+
+    @property
+    @abstractmethod
+    def adversary(self) -> str:
+        """Who learns nothing more."""
+
+    @property
+    @abstractmethod
+    def released(self) -> str:
+        """What the adversary sees."""
 
     @abstractmethod
     def check(self, setting: Setting) -> None:
@@ -138,8 +155,13 @@ class Mechanism(ABC):
     def assumptions(self) -> tuple[str, ...]:
         """Return what must be true for the guarantee to hold."""
 
-    adversary: ClassVar[str]
-    released: ClassVar[str]
+    def num_rounds(self, setting: Setting) -> int:
+        """Return the most rounds of a run that one scope is in."""
+        return setting.rounds
+
+    def largest_move(self, setting: Setting) -> float:
+        """Return how far one unit moves the noised sum at most, in L2 norm."""
+        return self.clip
 
     def terms(self, setting: Setting) -> Terms:
         """Return the noise and the delta of a run.
@@ -161,19 +183,22 @@ class Mechanism(ABC):
                 float(self.target_epsilon or 0),
                 delta,
                 sampling_rate=rate,
-                count=count * setting.rounds,
+                count=count * self.num_rounds(setting),
                 accountant=self.accountant,
                 adjacency=self.neighbours,
             )
-        noise = multiplier * sensitivity(self.clip, self.neighbours)
-        return Terms(multiplier, delta, Release(noise, self.clip, rate, count))
+        move = self.largest_move(setting)
+        noise = multiplier * sensitivity(move, self.neighbours)
+        return Terms(multiplier, delta, Release(noise, move, rate, count))
 
     def charges(self, terms: Terms, round_number: int, cohort: Sequence[int], key: str) -> list[Charge]:
         """Return what a round is charged with: each client of the cohort, or the server."""
-        scopes = ["server"] if self.at_server else [f"client {partition}" for partition in sorted(cohort)]
-        return [
-            Charge(scope, round_number, self.name, self.unit, self.neighbours, terms.release, key) for scope in scopes
-        ]
+        scopes = ["server"] if self.at_server else [client_scope(partition) for partition in sorted(cohort)]
+        return [self.charge(terms, round_number, scope, key) for scope in scopes]
+
+    def charge(self, terms: Terms, round_number: int, scope: str, key: str) -> Charge:
+        """Return what one scope is charged for one round."""
+        return Charge(scope, round_number, self.name, self.unit, self.neighbours, terms.release, key)
 
     def sent(
         self,
@@ -195,6 +220,29 @@ class Mechanism(ABC):
             path: Partition and round.
         """
         return {name: received[name] if name in buffers else array for name, array in trained.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InClient(Mechanism):
+    """What clients noise by themselves, each charged for the rounds that it is in.
+
+    Attributes:
+        max_rounds_per_client: Most rounds that a client is in, for which the noise of a target is made; it is not
+            drawn any more after them. None: all of them.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    max_rounds_per_client: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(1, max_rounds_per_client=self.max_rounds_per_client)
+
+    def num_rounds(self, setting: Setting) -> int:
+        """Return the rounds of the run, or the most of a client."""
+        return min(setting.rounds, self.max_rounds_per_client or setting.rounds)
 
 
 def noised(

@@ -27,11 +27,10 @@ class LocalGrid(SimulationGrid):
         kept = self.memories.get(node - 1)
         context = node_context(node, self._num_clients, RecordDict(dict(kept or {})))
         reply = answer(self._app, message, context)
-        if reply.has_error():
-            return [reply]
-        settle(reply.content)  # the next client works on the same model
-        if context.state and may_remember(message):
+        if context.state and may_remember(message):  # one that failed keeps what it was charged
             self.memories.put(node - 1, round_of(message), settle(context.state))
+        if not reply.has_error():
+            settle(reply.content)  # the next client works on the same model
         return [reply]
 
     def close(self) -> None:

@@ -51,10 +51,11 @@ class _Worker:
         context = node_context(message.metadata.dst_node_id, self._num_clients, kept)
         reply = answer(self._app, message, context)
         self._seconds = time.monotonic() - begun
-        if reply.has_error():
-            return (reply, False), None, None
         state_after = pack(context.state) if context.state and may_remember(message) else None
-        return (without_content(reply), state_after is not None), pack(reply.content), state_after
+        keeps = state_after is not None
+        if reply.has_error():
+            return (reply, keeps), None, state_after
+        return (without_content(reply), keeps), pack(reply.content), state_after
 
     def gpu_use(self) -> GpuUse:
         """Return what the last client took of the GPU."""

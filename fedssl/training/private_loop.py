@@ -12,6 +12,7 @@ from fedssl.objectives.objective import Batch, Objective
 from fedssl.privacy.clipping import clip_factor
 from fedssl.privacy.example import Cell, Example, Sampled
 from fedssl.privacy.gradients import engine, trainable
+from fedssl.privacy.logit import Logit
 from fedssl.privacy.mechanism import Terms
 from fedssl.privacy.noise import NoiseKey
 from fedssl.seeding import torch_stream, uniforms
@@ -26,11 +27,14 @@ class PrivateSteps:
         mechanism: Samples and clips.
         terms: The noise of the run.
         key: What samples and noise are drawn from.
+        whole: Indices of the examples that cells are cut from, where some of them are left out of training. None: the
+            client trains on all of them.
     """
 
     mechanism: Sampled
     terms: Terms
     key: NoiseKey
+    whole: NDArray[np.int64] | None = None
 
 
 @dataclass(slots=True)
@@ -61,7 +65,8 @@ def fit_privately(
     """Train `model` in place; in each step every unit of the client takes part by a coin of its own.
 
     A step's gradient is the sum of the clipped gradients plus noise, over the expected number of units. A step that
-    nobody takes part in is one of noise alone. `schedule.batch_size` is how many examples are computed at once.
+    nobody takes part in is one of noise alone. `schedule.batch_size` is how many rows, or pairs of them, are computed
+    at once.
 
     Returns:
         The mean "loss", the median "gradient-norm" before clipping and "num-steps".
@@ -70,7 +75,7 @@ def fit_privately(
     optimizer = scheduled(make_optimizer, model, schedule)
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     num_steps = mechanism.num_steps(schedule.epochs)
-    units = _units(mechanism, examples, stream)
+    units = _units(private, examples, stream)
     losses: list[float] = []
     norms: list[float] = []
     begun, end = schedule.progress
@@ -112,14 +117,19 @@ _NOTHING = Batch((), torch.zeros(0), torch.zeros(0), torch.zeros(0, 0), torch.ze
 """The batch that a rule is shown: no example."""
 
 
-def _units(mechanism: Sampled, examples: Examples, stream: Stream) -> list[NDArray[np.int64]]:
+def _units(private: PrivateSteps, examples: Examples, stream: Stream) -> list[NDArray[np.int64]]:
     """Return the places of each unit among the client's examples: one each, or those of a cell."""
-    number = len(examples.indices)
+    mechanism, indices = private.mechanism, examples.indices
     if not isinstance(mechanism, Cell):
-        return list(np.arange(number)[:, None])
-    # the order depends on the numbers of the examples, not on what they show, and is the same in every round
-    order = uniforms(stream.seed, "cells", rows=examples.indices, columns=1)[:, 0].argsort(kind="stable")
-    return [order[start : start + mechanism.cell_size] for start in range(0, number, mechanism.cell_size)]
+        return list(np.arange(len(indices))[:, None])
+    # the order depends on the numbers of the examples, not on what they show, and is the same in every round; who is
+    # left out leaves a gap, so that the other cells stay as they are
+    whole = indices if private.whole is None else private.whole
+    order = whole[uniforms(stream.seed, "cells", rows=whole, columns=1)[:, 0].argsort(kind="stable")]
+    places = {int(index): place for place, index in enumerate(indices)}
+    found = np.array([places.get(int(index), -1) for index in order], np.int64)
+    cells = [found[start : start + mechanism.cell_size] for start in range(0, len(found), mechanism.cell_size)]
+    return [cell[cell >= 0] for cell in cells]
 
 
 _Clipped = Iterator[tuple[Mapping[str, Tensor], float, list[float]]]
@@ -138,14 +148,20 @@ def _clipped(
     """Yield sums of clipped gradients with their mean loss and the norms before, until every chosen unit is in one."""
     device = next(model.parameters()).device
 
-    def batch(places: NDArray[np.int64]) -> Batch:
-        return make_batch(objective, examples, places, stream, step, device)
+    def batch(places: NDArray[np.int64], draws: int = 1) -> Batch:
+        visits = np.repeat(np.arange(draws), len(places))
+        return make_batch(objective, examples, np.tile(places, draws), stream, step, device, visits)
 
+    places = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
     if isinstance(mechanism, Example):
-        gradients = engine(mechanism.engine)
-        places = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
-        for start in range(0, len(places), schedule.batch_size):
-            part = gradients(model, objective, batch(places[start : start + schedule.batch_size]), mechanism.clip)
+        gradients, draws = engine(mechanism.engine), mechanism.multiplicity
+        size = max(1, schedule.batch_size // draws)
+        for start in range(0, len(places), size):
+            part = gradients(model, objective, batch(places[start : start + size], draws), mechanism.clip, draws)
+            yield part.sums, part.loss, part.norms.tolist()
+    elif isinstance(mechanism, Logit):
+        if len(places) >= objective.min_batch:
+            part = mechanism.gradients(model, objective, batch(places), schedule.batch_size)
             yield part.sums, part.loss, part.norms.tolist()
     else:
         for cell in chosen:
