@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from fedssl.config import build, load
+from fedssl.compose import load
+from fedssl.config import build
 from fedssl.objectives.objective import Objective
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-GROUPS = ("objective", "rule", "strategy", "client", "evaluation", "partition", "labels", "augmentation", "privacy")
+GROUPS = (
+    *("objective", "rule", "strategy", "client", "evaluation", "partition", "labels", "augmentation", "privacy"),
+    "protection",
+)
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]
-HOSTED = ("objective=essl", "objective=e2mc")  # they promise what their hosts do
+HOSTED = ("objective=essl", "objective=e2mc", "objective=rho_clips")  # they promise what their hosts do
 PROMISING = [option for option in OPTIONS if option.startswith("objective=") and option not in HOSTED]
 REFERENCE = re.compile(r"tests/(\w+\.py)::(\w+)")
 

@@ -1,6 +1,7 @@
 """Server rules against values that can be computed by hand."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,7 +58,37 @@ def test_fedvssl_with_beta_1_halves_the_step_from_round_2_on() -> None:
     assert strategy.merge(CURRENT, updates(), 2)["backbone.w"] == pytest.approx([1.25, 1.25])
 
 
-@pytest.mark.parametrize("strategy", [Averaging(), FedVSSL()])
+@pytest.mark.parametrize(("alpha", "merged"), [(0.0, 1.5), (0.25, 1.75), (1.0, 2.5)])
+def test_inverted_alpha_is_the_share_of_the_mean_by_examples(alpha: float, merged: float) -> None:
+    strategy = FedVSSL(alpha, beta=0, reference_compat="inverted_alpha")
+    assert strategy.merge(CURRENT, updates(), 5)["backbone.w"] == pytest.approx([merged, merged])
+
+
+@pytest.mark.parametrize(("alpha", "factor"), [(1.0, 1.0), (0.9, 0.9), (0.5, 0.5), (0.0, 0.0)])
+def test_concatenated_lists_leave_alpha_times_the_mean_by_examples_whatever_the_losses(
+    alpha: float, factor: float
+) -> None:
+    strategy = FedVSSL(alpha, beta=0, reference_compat="concatenated")
+    assert strategy.merge(CURRENT, updates(), 5)["backbone.w"] == pytest.approx([factor * 2.5] * 2)
+    other = (replace(update, metrics={"loss": 7.0 * update.partition}) for update in updates())
+    assert strategy.merge(CURRENT, other, 5)["backbone.w"] == pytest.approx([factor * 2.5] * 2)
+
+
+def test_concatenated_lists_shrink_a_backbone_that_no_client_changes_by_alpha_a_round() -> None:
+    strategy, current = FedVSSL(0.9, beta=0, reference_compat="concatenated"), {"backbone.w": np.ones(2)}
+    for number in range(1, 6):
+        same = (LocalUpdate(partition, number, current, 5, {"loss": 1.0}) for partition in range(2))
+        current = strategy.merge(current, same, number)
+    assert current["backbone.w"] == pytest.approx([0.9**5] * 2)
+    half = FedVSSL(0.9, beta=1, reference_compat="concatenated")
+    same = (LocalUpdate(partition, 2, current, 5, {"loss": 1.0}) for partition in range(2))
+    assert half.merge(current, same, 2)["backbone.w"] == pytest.approx([0.95 * 0.9**5] * 2)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [Averaging(), FedVSSL(), FedVSSL(reference_compat="concatenated"), FedVSSL(reference_compat="inverted_alpha")],
+)
 def test_names_and_dtypes_never_change_and_counters_stay_integers(strategy: Averaging | FedVSSL) -> None:
     merged = strategy.merge(CURRENT, updates(), 2)
     assert {name: array.dtype for name, array in merged.items()} == {
@@ -83,6 +114,11 @@ def test_a_server_sgd_with_rate_1_is_fedavg_and_momentum_carries_the_last_step_o
 def test_values_out_of_range_are_refused(alpha: float, beta: int, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         FedVSSL(alpha=alpha, beta=beta)
+
+
+def test_an_unknown_defect_is_named() -> None:
+    with pytest.raises(ValueError, match="reference_compat must be one of none, inverted_alpha, concatenated, got all"):
+        FedVSSL(reference_compat="all")  # type: ignore[arg-type]
 
 
 def test_flowers_own_fedavg_gives_our_mean_in_the_dtypes_that_came() -> None:

@@ -11,11 +11,13 @@ import pytest
 from fedssl.errors import ConfigError, PrivacyError, RunError
 from fedssl.report.records import RunResult
 from fedssl.report.rundir import RESULT, RunDirectory
-from fedssl.sweep.plan import Audit, Point, Sweep, expand, read_plan
-from fedssl.sweep.point import OUTCOME, Outcome
-from fedssl.sweep.report import write_report
-from fedssl.sweep.run import POINTS, run_sweep
-from fedssl.sweep.table import csv_text, frontier, groups_of, pareto
+from fedssl.sweep.plan import Sweep, expand, read_plan
+from fedssl.sweep.point import OUTCOME
+from fedssl.sweep.privacy import Audit, Privacy
+from fedssl.sweep.privacy_table import column_names, frontier, pareto
+from fedssl.sweep.run import run_sweep
+from fedssl.sweep.study import POINTS, Outcome, Point
+from fedssl.sweep.table import csv_text, groups_of
 from simulate import main, simulate
 
 TINY = (
@@ -54,7 +56,7 @@ class Fake:
 
 
 def sweep_of(folder: Path, seeds: int = 3) -> Sweep:
-    return Sweep(folder, expand([{"seed": {str(seed): [f"seed={seed}"] for seed in range(seeds)}}]), None, 1)
+    return Sweep(folder, expand([{"seed": {str(seed): [f"seed={seed}"] for seed in range(seeds)}}]), Privacy(), 1)
 
 
 def outcome(objective: str, epsilon: str, seed: int, knn: float | None, **more: float) -> Outcome:
@@ -96,7 +98,7 @@ def test_a_word_with_several_values_is_an_axis_and_one_with_a_single_value_is_se
     last = ("evaluation.ks=[1,5]", "rounds=3")
     sweep = read_plan(["seed=0,1", *last, f"sweep_dir={tmp_path}"])
     assert [point.overrides for point in sweep.points] == [("seed=0", *last), ("seed=1", *last)]
-    assert (sweep.folder, sweep.audit, sweep.processes) == (tmp_path, None, 1)
+    assert (sweep.folder, sweep.study, sweep.processes) == (tmp_path, Privacy(), 1)
 
 
 def test_the_privacy_sweep_has_every_mechanism_at_every_epsilon_and_none_at_none() -> None:
@@ -191,7 +193,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
 
 def test_a_directory_of_another_sweep_is_refused(tmp_path: Path) -> None:
     run_sweep(sweep_of(tmp_path, 1), Fake())
-    other = Sweep(tmp_path, (Point({"seed": "0"}, ("seed=0", "rounds=9")),), None, 1)
+    other = Sweep(tmp_path, (Point({"seed": "0"}, ("seed=0", "rounds=9")),), Privacy(), 1)
     with pytest.raises(ConfigError, match="other settings"):
         run_sweep(other, Fake())
 
@@ -209,7 +211,7 @@ def test_the_frontier_of_groups_takes_means_over_seeds() -> None:
 
 
 def test_the_csv_has_a_row_a_point_and_a_column_a_number() -> None:
-    header, first, *_, last = csv_text(OUTCOMES).splitlines()
+    header, first, *_, last = csv_text(OUTCOMES, column_names(OUTCOMES)).splitlines()
     assert header == (
         "objective,mechanism,epsilon,seed,status,reason,seconds,"
         "kNN,untrained kNN,epsilon spent,lower bound,attack AUC,SSLMem"
@@ -219,7 +221,7 @@ def test_the_csv_has_a_row_a_point_and_a_column_a_number() -> None:
 
 
 def test_the_report_has_a_table_a_plot_and_a_page(tmp_path: Path) -> None:
-    page = write_report(tmp_path, OUTCOMES)
+    page = Privacy().report(tmp_path, OUTCOMES)
     table = (tmp_path / "sweep.md").read_text()
     assert "| rotnet | example | 1 | 0.600 ± 0.141 |" in table
     assert "1 refused: privacy=example: no, / never [PRIV-E-COUPLED]" in table
@@ -241,7 +243,7 @@ def test_a_sweep_of_two_real_points_audits_both_and_the_second_call_runs_nothing
         "mechanism": {"client": ["privacy=client", "strategy.weights=equal"]},
         "epsilon": {"8": ["privacy.target_epsilon=8"], "none": ["privacy=none"]},
     }
-    sweep = Sweep(tmp_path, expand([grid], words), Audit(2, 50), 1)
+    sweep = Sweep(tmp_path, expand([grid], words), Privacy(Audit(2, 50)), 1)
     assert run_sweep(sweep, simulate) == 0
     rows = list(csv.DictReader((tmp_path / "sweep.csv").open()))
     assert float(rows[0]["epsilon spent"]) == pytest.approx(8, rel=0.01)

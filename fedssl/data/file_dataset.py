@@ -1,7 +1,7 @@
-"""A folder of files as a dataset: each file is decoded when it is first read."""
+"""Files as a dataset: each file is decoded when it is first read."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedssl.data.dataset import Splits
+from fedssl.data.frame_cache import FrameCache, fill
 from fedssl.data.listing import Kind, ListedFile, list_files
 from fedssl.data.split import by_label, by_owner, check_fraction
 from fedssl.errors import DataError
@@ -21,7 +22,9 @@ Decoder = Callable[[Path], NDArray[np.uint8]]
 
 @dataclass(slots=True)
 class FileDataset:
-    """Files that are decoded when first read and then kept in memory; implements `Dataset`.
+    """Files that are decoded when first read; implements `Dataset`.
+
+    They are then kept in memory, unless `decode` keeps them on disk.
 
     Attributes:
         paths: `[num_examples]` files.
@@ -50,11 +53,13 @@ class FileDataset:
             DataError: The file cannot be decoded.
             IndexError: There is no such file.
         """
-        if index not in self.clips:
-            clip = self.decode(self.paths[index])
-            clip.setflags(write=False)
+        if index in self.clips:
+            return self.clips[index]
+        clip = self.decode(self.paths[index])
+        clip.setflags(write=False)
+        if not isinstance(self.decode, FrameCache):
             self.clips[index] = clip
-        return self.clips[index]
+        return clip
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +67,11 @@ class Layout:
     """Which files of a folder are the test part, and what its classes are.
 
     Attributes:
-        test_owners: The owners to hold out; needs `group`.
-        test_fraction: Without `test_owners`, the part that is held out: of the owners if there is a `group`, else of
-            each class.
+        test_owners: The owners to hold out, or the units of `test_group`; needs one of the groups.
+        test_fraction: Without `test_owners`, the part that is held out: of the owners or units where there are some,
+            else of each class.
         group: The column of `metadata.csv` that names the owner of each file.
+        test_group: The column that names what is held out whole, where that is not the owner.
         classes: Names of the classes in the order of their numbers, which devices must have in common where labels are
             learned; None numbers those of the folder.
     """
@@ -74,12 +80,13 @@ class Layout:
     test_fraction: float
     group: str | None
     classes: Sequence[str] | None = None
+    test_group: str | None = None
 
     def __post_init__(self) -> None:
         if self.classes is not None and len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes must be different names, got {', '.join(map(str, self.classes))}")
         check_fraction(self.test_fraction)
-        if self.test_owners and self.group is None:
+        if self.test_owners and self.group is None and self.test_group is None:
             names = ", ".join(map(str, self.test_owners))
             raise ValueError(f"test_owners must be empty without a group, got {names}")
 
@@ -87,9 +94,9 @@ class Layout:
         self, files: Sequence[ListedFile], rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the training and the test indices of `files`; ValueError if they cannot be split like this."""
-        owners = [file.owner for file in files]
-        if any(owners):
-            return by_owner(owners, [str(name) for name in self.test_owners], self.test_fraction, rng)
+        units = [file.unit for file in files]
+        if any(units):
+            return by_owner(units, [str(name) for name in self.test_owners], self.test_fraction, rng)
         _, labels = np.unique([file.label for file in files], return_inverse=True)
         return by_label(labels.astype(np.int64), self.test_fraction, rng)
 
@@ -121,42 +128,89 @@ def open_folder(
         DataError: The folder is missing, has no such files, or lists a file that is not there.
         ValueError: A setting does not fit the folder.
     """
-    files = list_files(root, kind, layout.group)
-    clips: dict[str, NDArray[np.uint8]] = {}
-    if skip_unreadable:
-        clips = _readable(root, kind, files, decode)
-        files = [file for file in files if file.name in clips]
-    else:
+    files = list_files(root, kind, layout.group, layout.test_group)
+    if not skip_unreadable:
         check_present(root, files)
-    classes = layout.numbered(root, files)
-
-    def build(part: NDArray[np.int64]) -> FileDataset:
-        chosen = [files[i] for i in part]
-        labels = np.array([classes.index(file.label) for file in chosen], dtype=np.int64)
-        kept = {i: clips[file.name] for i, file in enumerate(chosen) if file.name in clips}
-        paths, owners = tuple(root / file.name for file in chosen), tuple(file.owner for file in chosen)
-        return FileDataset(paths, labels, classes, owners, decode, kept)
-
-    train, test = layout.split(files, rng)
-    return Splits(build(train), build(test))
+    readable, clips = _readable(root, kind, files, decode) if skip_unreadable else (files, {})
+    classes = layout.numbered(root, readable)
+    parts = layout.split(readable, rng)
+    train, test = (_dataset(root, [readable[i] for i in part], classes, decode, clips) for part in parts)
+    return Splits(train, test)
 
 
-def check_present(root: Path, files: Sequence[ListedFile]) -> None:
-    """Raise a DataError that names the first of `files` that is not there."""
+def open_lists(
+    root: Path,
+    kind: Kind,
+    decode: Decoder,
+    train: Sequence[ListedFile],
+    test: Sequence[ListedFile],
+    classes: Sequence[str],
+    skip_unreadable: bool,
+) -> Splits:
+    """Return files whose split is published.
+
+    Args:
+        root: The folder that names are relative to.
+        kind: What the files are.
+        decode: Reads a file.
+        train: Those to train on.
+        test: Those held out.
+        classes: Names of the classes in the order of their numbers.
+        skip_unreadable: Decode every file now, and leave out those that fail with a warning.
+
+    Raises:
+        DataError: None of the files of a part can be read.
+    """
+    parts = []
+    for files in (train, test):
+        readable, clips = _readable(root, kind, files, decode) if skip_unreadable else (files, {})
+        parts.append(_dataset(root, readable, classes, decode, clips))
+    return Splits(*parts)
+
+
+def fill_cache(splits: Splits) -> None:
+    """Decode now, on every core and with a bar, what the examples keep in a cache on disk; nothing without a cache."""
+    for part in (splits.train, splits.test):
+        if isinstance(part, FileDataset) and isinstance(part.decode, FrameCache):
+            fill(part.decode, part.paths)
+
+
+def check_present(root: Path, files: Sequence[ListedFile], table: str = "metadata.csv") -> None:
+    """Raise a DataError that names the first of `files`, listed in `table`, that is not there."""
     if missing := [file for file in files if not (root / file.name).is_file()]:
-        raise DataError(f"{root / missing[0].name}: listed in metadata.csv but not there")
+        raise DataError(f"{root / missing[0].name}: listed in {table} but not there")
 
 
-def _readable(root: Path, kind: Kind, files: Sequence[ListedFile], decode: Decoder) -> dict[str, NDArray[np.uint8]]:
-    """Return the decoded files by name, without those that cannot be read."""
+def _dataset(
+    root: Path,
+    files: Sequence[ListedFile],
+    classes: Sequence[str],
+    decode: Decoder,
+    clips: Mapping[str, NDArray[np.uint8]],
+) -> FileDataset:
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = np.array([numbers[file.label] for file in files], dtype=np.int64)
+    kept = {i: clips[file.name] for i, file in enumerate(files) if file.name in clips}
+    paths, owners = tuple(root / file.name for file in files), tuple(file.owner for file in files)
+    return FileDataset(paths, labels, tuple(classes), owners, decode, kept)
+
+
+def _readable(
+    root: Path, kind: Kind, files: Sequence[ListedFile], decode: Decoder
+) -> tuple[list[ListedFile], dict[str, NDArray[np.uint8]]]:
+    """Return the files that can be read, and their frames by name where nothing else keeps them."""
+    readable: list[ListedFile] = []
     clips: dict[str, NDArray[np.uint8]] = {}
     for file in files:
         try:
-            clips[file.name] = decode(root / file.name)
+            clip = decode(root / file.name)
         except DataError as error:
             LOGGER.warning("left out %s", error)
-        else:
-            clips[file.name].setflags(write=False)
-    if not clips:
+            continue
+        readable.append(file)
+        if not isinstance(decode, FrameCache):
+            clip.setflags(write=False)
+            clips[file.name] = clip
+    if not readable:
         raise DataError(f"{root}: none of its {len(files)} {kind.plural} can be read")
-    return clips
+    return readable, clips

@@ -1,6 +1,7 @@
 """Which files a folder holds, with the label and the owner of each."""
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,35 +29,40 @@ class ListedFile:
         name: Path relative to the folder, with forward slashes.
         label: Class name.
         owner: Owner name; "" where there is none.
+        unit: What only training or only test files share, such as a patient; "" where there is none.
     """
 
     name: str
     label: str
     owner: str
+    unit: str = ""
 
 
-def list_files(root: Path, kind: Kind, group: str | None) -> list[ListedFile]:
+def list_files(root: Path, kind: Kind, group: str | None, test_group: str | None = None) -> list[ListedFile]:
     """Return the files of `root`, sorted by name.
 
-    They are the rows of `metadata.csv` (columns file, label and `group`) where there is one, else the files of that
-    kind in the class folders.
+    They are the rows of `metadata.csv` (columns file, label, `group` and `test_group`) where there is one, else the
+    files of that kind in the class folders.
 
     Args:
         root: The folder.
         kind: The files that are looked for.
         group: The column of `metadata.csv` that names the owner; None for no owners.
+        test_group: The column that names the unit; None for that of the owner.
 
     Raises:
         DataError: The folder is missing or has no such files, or `metadata.csv` is malformed.
-        ValueError: `group` is not a column.
+        ValueError: `group` or `test_group` is not a column.
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
     table = root / "metadata.csv"
+    chosen = {name: column for name, column in (("group", group), ("test_group", test_group)) if column is not None}
     if table.is_file():
-        files = _from_table(table, group)
-    elif group is not None:
-        raise ValueError(f"group must be null in a folder without metadata.csv, got {group}")
+        files = _from_table(table, chosen)
+    elif chosen:
+        name, column = next(iter(chosen.items()))
+        raise ValueError(f"{name} must be null in a folder without metadata.csv, got {column}")
     else:
         files = _from_folders(root, kind)
     if not files:
@@ -73,7 +79,7 @@ def _from_folders(root: Path, kind: Kind) -> list[ListedFile]:
     ]
 
 
-def _from_table(table: Path, group: str | None) -> list[ListedFile]:
+def _from_table(table: Path, chosen: Mapping[str, str]) -> list[ListedFile]:
     try:
         with table.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
@@ -82,13 +88,19 @@ def _from_table(table: Path, group: str | None) -> list[ListedFile]:
         raise DataError(f"{table}: cannot be read ({error})") from error
     if missing := [name for name in ("file", "label") if name not in columns]:
         raise DataError(f"{table}: has no column {' or '.join(missing)}")
-    if group is not None and group not in columns:
-        raise ValueError(f"group must be a column of metadata.csv ({', '.join(columns)}), got {group}")
-    wanted = ["file", "label"] if group is None else ["file", "label", group]
+    for name, column in chosen.items():
+        if column not in columns:
+            raise ValueError(f"{name} must be a column of metadata.csv ({', '.join(columns)}), got {column}")
+    wanted = ["file", "label", *chosen.values()]
     for number, row in enumerate(rows, start=1):
         if empty := [name for name in wanted if not row[name]]:
             raise DataError(f"{table}: row {number} has no {empty[0]}")
-    return _without_repeats(table, [ListedFile(row["file"], row["label"], row[group] if group else "") for row in rows])
+    group = chosen.get("group")
+    unit = chosen.get("test_group", group)
+    files = [
+        ListedFile(row["file"], row["label"], row[group] if group else "", row[unit] if unit else "") for row in rows
+    ]
+    return _without_repeats(table, files)
 
 
 def _without_repeats(table: Path, files: list[ListedFile]) -> list[ListedFile]:

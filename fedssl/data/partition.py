@@ -22,6 +22,12 @@ class Partitioner(Protocol):
         ...
 
 
+class Overlapping:
+    """A partitioner that may give an example to several clients, or to none."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Iid:
     """Shuffle, then deal out equally: client sizes differ by at most one.
@@ -168,7 +174,9 @@ class OnDevice:
 
 
 def partition(dataset: Dataset, partitioner: Partitioner, seed: int) -> Parts:
-    """Divide `dataset` and check that every example goes to exactly one client, and none is left without.
+    """Divide `dataset` and check that every example goes to exactly one client, and no client is left without.
+
+    Of a partitioner that is `Overlapping` only the latter is checked.
 
     Returns:
         The int64 example indices of each client.
@@ -179,6 +187,8 @@ def partition(dataset: Dataset, partitioner: Partitioner, seed: int) -> Parts:
     parts = [np.asarray(part, dtype=np.int64) for part in partitioner(dataset, seed)]
     if empty := [client for client, part in enumerate(parts) if not len(part)]:
         raise ValueError(f"partition must give every client an example, got none for client {empty[0]}")
+    if isinstance(partitioner, Overlapping):
+        return parts
     together = np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
     if not np.array_equal(together, np.arange(len(dataset))):
         text = f"partition must cover the {len(dataset)} training examples exactly once"

@@ -1,14 +1,12 @@
 """A folder of video files, split into training and test."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
-from fedssl.checks import at_least
 from fedssl.data.dataset import Splits
 from fedssl.data.file_dataset import Layout, open_folder
-from fedssl.data.split import check_channels
-from fedssl.data.video import VIDEOS, decode
+from fedssl.data.frame_cache import cached
+from fedssl.data.video import VIDEOS, VideoDecoder
 from fedssl.seeding import generator
 
 
@@ -24,13 +22,16 @@ def video_folder(  # noqa: PLR0913 - the settings of one configuration file, all
     skip_unreadable: bool = False,
     seed: int = 0,
     max_frames: int = 0,
+    test_group: str | None = None,
+    cache: str | None = None,
+    cache_bytes: int = 20_000_000_000,
 ) -> Splits:
     """Return the videos of a folder: `root/<class>/<file>`, or what `root/metadata.csv` lists.
 
     Args:
         root: The folder.
-        test_owners: The owners to hold out; needs `group`.
-        test_fraction: Without `test_owners`, the part that is held out: of the owners if there is a `group`,
+        test_owners: The owners to hold out, or the units of `test_group`; needs one of the groups.
+        test_fraction: Without `test_owners`, the part that is held out: of the owners or units where there are some,
             else of each class.
         height: Height that frames are resized to, in pixels.
         width: Width that frames are resized to, in pixels.
@@ -40,6 +41,9 @@ def video_folder(  # noqa: PLR0913 - the settings of one configuration file, all
         skip_unreadable: Decode every file now, and leave out those that fail with a warning.
         seed: Seed of the split.
         max_frames: Frames kept of each video; 0 for all.
+        test_group: The column that names what is held out whole, such as a patient, where that is not the owner.
+        cache: A folder that decoded frames are kept in, shared by all processes; None keeps them in memory.
+        cache_bytes: What the frames in the folder may take together.
 
     Returns:
         The training and the test videos; files are decoded when first read.
@@ -48,9 +52,6 @@ def video_folder(  # noqa: PLR0913 - the settings of one configuration file, all
         DataError: The folder is missing, has no videos, or lists a file that is not there.
         ValueError: An argument is out of range.
     """
-    at_least(1, height=height, width=width)
-    at_least(0, max_frames=max_frames)
-    check_channels(channels)
-    layout = Layout(test_owners, test_fraction, group, classes)
-    read = partial(decode, height=height, width=width, channels=channels, max_frames=max_frames)
+    layout = Layout(test_owners, test_fraction, group, classes, test_group)
+    read = cached(VideoDecoder(height, width, channels, max_frames), cache, cache_bytes)
     return open_folder(Path(root), VIDEOS, read, layout, skip_unreadable, generator(seed, "video_folder", "split"))

@@ -147,12 +147,28 @@ def sincos_positions(side: int, width: int) -> Tensor:
     Returns:
         `[1, 1 + side * side, width]` float32.
     """
-    waves = _LONGEST_WAVE ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angles = torch.arange(side, dtype=torch.float64)[:, None] * waves
-    line = torch.cat((angles.sin(), angles.cos()), dim=1)
-    down, across = line[:, None].expand(-1, side, -1), line[None].expand(side, -1, -1)
-    patches = torch.cat((down, across), dim=2).flatten(0, 1)
-    return torch.cat((torch.zeros(1, width), patches.float()))[None]
+    return torch.cat((torch.zeros(1, width), grid_positions((side, side), width)))[None]
+
+
+def grid_positions(sizes: Sequence[int], width: int) -> Tensor:
+    """Return embeddings of the places of a grid: an equal part of each has sines and cosines of one of its numbers.
+
+    Args:
+        sizes: Places in each direction, e.g. rows and columns.
+        width: Width of an embedding, a multiple of twice the directions.
+
+    Returns:
+        `[places, width]` float32, the last direction running fastest.
+    """
+    half = width // len(sizes) // 2
+    waves = _LONGEST_WAVE ** -(torch.arange(half, dtype=torch.float64) / half)
+    parts = []
+    for direction, size in enumerate(sizes):
+        angles = torch.arange(size, dtype=torch.float64)[:, None] * waves
+        line = torch.cat((angles.sin(), angles.cos()), dim=1)
+        shape = [size if each == direction else 1 for each in range(len(sizes))]
+        parts.append(line.view(*shape, -1).expand(*sizes, -1))
+    return torch.cat(parts, dim=-1).flatten(0, -2).float()
 
 
 def _resampling(before: int, after: int) -> Tensor:

@@ -8,6 +8,7 @@ from torch import nn
 
 from fedssl.checks import at_least, one_of
 from fedssl.errors import PrivacyError
+from fedssl.objectives.nt_xent import TwoViews
 from fedssl.objectives.objective import Batch, Objective
 from fedssl.privacy.accounting import Adjacency
 from fedssl.privacy.gradients import EngineName, engine
@@ -119,10 +120,11 @@ def refuse_coupled(setting: Setting) -> None:
     else:
         reason = "without one example the gradients of others change too, by more than the clip bounds"
     cells = "" if kept_values(objective) else "privacy=cell; "
-    others = f"privacy=client; {cells}or a loss of single examples: rotnet, mae, diet, supervised, byol, vcop, speed"
+    pairs = "privacy=logit; " if isinstance(objective, TwoViews) else ""
+    single = "a loss of single examples: rotnet, mae, diet, supervised, byol, vcop, speed"
     raise PrivacyError(
         f"privacy=example: must have an objective of single examples, {name}'s coupling is {coupling}: {reason}; "
-        f"use {others}",
+        f"use privacy=client; {cells}{pairs}or {single}",
         "PRIV-E-COUPLED",
     )
 

@@ -30,6 +30,8 @@ def cost_rows(result: RunResult) -> list[tuple[str, str]]:
         ("time", human_seconds(result.seconds)),
     ]
     rows += [("guarantee", _bound(statement)) for statement in result.privacy or [{}]]
+    if result.protection is not None:
+        rows.append(("protection, empirical", result.protection))
     if result.virtual_seconds is not None:
         rows.append(("virtual time", human_seconds(result.virtual_seconds)))
     if result.stopped_early is not None:

@@ -82,6 +82,7 @@ def _tables(records: Sequence[RoundRecord], result: RunResult) -> dict[str, obje
         "scores": score_rows(result),
         "costs": cost_rows(result),
         "privacy": [list(guarantee.items()) for guarantee in result.privacy or []],
+        "protection": result.protection,
         "failures": [(failure.round, failure.partition, failure.reason) for failure in failures],
         "versions": list(result.versions.items()),
         "model_sha256": result.model_sha256,

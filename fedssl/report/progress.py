@@ -53,6 +53,15 @@ class Progress:
                 self._bar.add_task("clients", total=None),
             )
 
+    def protecting(self, partition: int, what: str, done: int, total: int) -> None:
+        """Show how far a client is with the noise for its images."""
+        if self._bar is not None and self._tasks is not None:
+            self._bar.update(self._tasks[1], description=f"client {partition}: {what}", completed=done, total=total)
+
+    def protected(self, clients: int, seconds: float) -> None:
+        """Say that the clients that protect their images have done so."""
+        self._write(f"protection of {_count(clients, 'client')}  {human_seconds(seconds)}")
+
     def client_done(self, round: int, done: int, total: int) -> None:
         """Show that `done` of the round's `total` clients have answered."""
         if self._bar is not None and self._tasks is not None:

@@ -100,6 +100,7 @@ class RunResult:
         stopped_early: Why the run ended before its last round, or None.
         best: The round with the best value of the score that checkpoints watch, with that value; None without one.
         virtual_seconds: Time on the virtual clock of the availability model; None without one.
+        protection: What clients did to their images before round 1, which guarantees nothing; None: nothing.
     """
 
     status: str
@@ -117,6 +118,7 @@ class RunResult:
     stopped_early: str | None = None
     best: Mapping[str, float] | None = None
     virtual_seconds: float | None = None
+    protection: str | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields as JSON values; a number that is not finite becomes null."""

@@ -23,6 +23,7 @@ BEST_ENCODER = "encoder_best.safetensors"
 CLASSIFIER_FILE = "classifier.safetensors"
 BEST_CLASSIFIER = "classifier_best.safetensors"
 FAILURES = "failures"
+PROTECTION = "protection"
 _PARTIAL = ".partial"
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "CONFIG",
     "ENCODER",
     "ERROR",
+    "PROTECTION",
     "RESULT",
     "ROUNDS",
     "RunDirectory",
@@ -58,7 +60,7 @@ class RunDirectory:
         """
         if path.exists() and not path.is_dir():
             raise ConfigError(f"run_dir={path}: is a file; choose a directory")
-        if any((path / name).exists() for name in (CONFIG, ROUNDS, RESULT)):
+        if any((path / name).exists() for name in (CONFIG, ROUNDS, RESULT, PROTECTION)):
             raise ConfigError(f"run_dir={path}: already holds a run; choose another directory, or resume=auto")
         path.mkdir(parents=True, exist_ok=True)
         directory = cls(path)

@@ -57,6 +57,7 @@ TEMPLATE = """<!doctype html>
 <section><h2>Privacy</h2>
 {% for guarantee in privacy %}{{ grid(["guarantee", "value"], guarantee, [0]) }}
 {% else %}<p>guarantee: none</p>{% endfor %}
+{% if protection %}<p>protection, empirical: {{ protection }}</p>{% endif %}
 </section>
 
 {% if curves %}<section><h2>Curves</h2>

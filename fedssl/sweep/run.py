@@ -10,11 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 
 from fedssl.report.units import human_number, human_seconds
-from fedssl.sweep.plan import Point, Sweep
-from fedssl.sweep.point import Outcome, Train, read_outcome, run_point
-from fedssl.sweep.report import write_report
+from fedssl.sweep.plan import Sweep
+from fedssl.sweep.point import read_outcome, run_point
+from fedssl.sweep.study import POINTS, Outcome, Point, Study, Train
 
-POINTS = "points"
 COMPLETED, FAILED = 0, 3
 
 
@@ -38,9 +37,11 @@ def run_sweep(sweep: Sweep, train: Train) -> int:
         _say(f"{len(ended)} of {len(sweep.points)} points were run before")
     for name, outcome in _outcomes(sweep, left, train):
         ended[name] = outcome
-        _say(f"{len(ended)}/{len(sweep.points)}  {name}  {_tell(outcome)}  {human_seconds(outcome.seconds)}")
+        _say(
+            f"{len(ended)}/{len(sweep.points)}  {name}  {_tell(outcome, sweep.study)}  {human_seconds(outcome.seconds)}"
+        )
     outcomes = [ended[point.name] for point in sweep.points]
-    path = write_report(sweep.folder, outcomes)
+    path = sweep.study.report(sweep.folder, outcomes)
     counts = Counter(outcome.status for outcome in outcomes)
     sys.stdout.write(", ".join(f"{counts[status]} {status}" for status in ("done", "refused", "failed", "violated")))
     sys.stdout.write(f"\nreport: {path}\n")
@@ -51,11 +52,11 @@ def _outcomes(sweep: Sweep, points: Sequence[Point], train: Train) -> Iterator[t
     """Yield the name of each point and what came of it, as they end."""
     folder = sweep.folder / POINTS
     if sweep.processes == 1 or len(points) < 2:
-        yield from ((each.name, run_point(folder / each.name, each, sweep.audit, train)) for each in points)
+        yield from ((each.name, run_point(folder / each.name, each, sweep.study, train)) for each in points)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(sweep.processes, len(points)), context, _begin) as pool:
-        futures = {pool.submit(run_point, folder / each.name, each, sweep.audit, train): each for each in points}
+        futures = {pool.submit(run_point, folder / each.name, each, sweep.study, train): each for each in points}
         try:
             for future in as_completed(futures):
                 point = futures[future]
@@ -90,14 +91,11 @@ def _end(children: Iterable[multiprocessing.process.BaseProcess]) -> None:
         child.terminate()
 
 
-def _tell(outcome: Outcome) -> str:
+def _tell(outcome: Outcome, study: Study) -> str:
     if outcome.reason:
         return f"{outcome.status}: {outcome.reason}"
-    return ", ".join(f"{name} {human_number(outcome.numbers[name])}" for name in _shown(outcome))
-
-
-def _shown(outcome: Outcome) -> Iterator[str]:
-    return (name for name in (*list(outcome.numbers)[:2], "attack AUC") if name in outcome.numbers)
+    told = [name for name in (*list(outcome.numbers)[:2], *study.told) if name in outcome.numbers]
+    return ", ".join(f"{name} {human_number(outcome.numbers[name])}" for name in told)
 
 
 def _say(text: str) -> None:

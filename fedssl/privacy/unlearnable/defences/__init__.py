@@ -1,0 +1,1 @@
+"""What a learner can do against protected images; it keeps labels and shapes."""

@@ -1,0 +1,102 @@
+"""The study of privacy: a run, its twin, an attack on its encoder, and utility and leakage against epsilon."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from fedssl.checks import at_least
+from fedssl.report.records import RunResult
+from fedssl.sweep.point import RUN, trained
+from fedssl.sweep.privacy_plot import save_plot
+from fedssl.sweep.privacy_table import EPSILON, NO_EPSILON, column_names, group_rows, score_names
+from fedssl.sweep.report import Table, write_report
+from fedssl.sweep.study import Axes, Outcome, Point, Study, Train, write_json
+from fedssl.sweep.table import groups_of
+
+AUDIT = "audit.json"
+_CONFIDENCE, _ATTACK = "0.95", "alignment gained"
+_NOTE = (
+    "Numbers are the mean and the standard deviation over seeds. Epsilon is that of the unit of the mechanism: an "
+    "example, a cell of examples or a client; the lower bound is for one example, to be compared with the epsilon of "
+    "an example. The frontier is one for each mechanism, because promises to different units cannot be compared. "
+    "Choosing a point by a score on private data is itself no private release."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """How the encoder of each point is attacked.
+
+    Attributes:
+        num_views: Views of each example.
+        max_examples: Most canaries, and most examples of each other group.
+    """
+
+    num_views: int
+    max_examples: int
+
+    def __post_init__(self) -> None:
+        at_least(2, num_views=self.num_views, max_examples=self.max_examples)
+
+
+@dataclass(frozen=True, slots=True)
+class Privacy(Study):
+    """Adds "epsilon spent", "delta", "epsilon of an example", "lower bound" (95 %), "attack AUC" and "SSLMem".
+
+    Attributes:
+        audit: How each encoder is attacked, for which a twin of each run is trained; None audits nothing.
+    """
+
+    told: ClassVar[tuple[str, ...]] = ("attack AUC",)
+
+    audit: Audit | None = None
+
+    def check(self, grids: Sequence[Axes]) -> None:
+        """Raise ValueError where an epsilon is no number."""
+        for label in (label for axes in grids for label in axes.get(EPSILON, {}) if label != NO_EPSILON):
+            if not label.replace(".", "", 1).isdigit():
+                raise ValueError(f"a label of {EPSILON} must be a number or {NO_EPSILON}, got {label}")
+
+    def examine(self, folder: Path, point: Point, result: RunResult, train: Train) -> tuple[dict[str, float], str]:
+        """Return what the run spent and, where there is an audit, what its encoder betrays."""
+        numbers: dict[str, Any] = {}
+        for statement in (result.privacy or [])[:1]:  # the first is of the mechanism's own unit
+            numbers |= {"epsilon spent": statement["epsilon"], "delta": statement["delta"]}
+        if self.audit is None:
+            return numbers, ""
+        trained(folder / "twin", [*point.overrides, "canaries.flipped=true"], train)
+        audit = _audited(folder, self.audit)
+        violated = f"an attack shows more than a guarantee allows, see {AUDIT}" if audit["violated"] else ""
+        return numbers | _attacked(audit), violated
+
+    def report(self, folder: Path, outcomes: Sequence[Outcome]) -> Path:
+        """Write a table, a picture of utility and leakage against epsilon, and a page with both."""
+        groups, scores = groups_of(outcomes), score_names(outcomes)
+        picture = ("utility and leakage against epsilon", lambda path: save_plot(path, groups, scores))
+        tables = (Table("", *group_rows(groups, scores)),)
+        return write_report(folder, outcomes, column_names(outcomes), tables, _NOTE, *picture)
+
+
+def _audited(folder: Path, audit: Audit) -> Mapping[str, Any]:
+    """Return the audit of a point, which is made where it is not there."""
+    path = folder / AUDIT
+    if not path.exists():
+        from fedssl.privacy.audit.run import audit_run
+
+        found = audit_run(folder / RUN, folder / "twin", num_views=audit.num_views, max_examples=audit.max_examples)
+        write_json(path, found.to_dict())
+    values: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
+
+
+def _attacked(audit: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of an audit that a sweep compares; of several guarantees the tightest."""
+    claim = min(audit["claims"], key=lambda each: float("inf") if each["epsilon"] is None else each["epsilon"])
+    return {
+        "epsilon of an example": claim["epsilon"],
+        "lower bound": claim["lower"][_CONFIDENCE],
+        "attack AUC": audit["attacks"][_ATTACK]["auc"],
+        "SSLMem": audit["sslmem"]["candidate"]["mean"],
+    }
