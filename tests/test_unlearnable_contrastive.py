@@ -119,7 +119,9 @@ def test_rounds_make_the_loss_smaller() -> None:
 
 def test_patterns_of_images_begin_with_those_of_their_clusters() -> None:
     some = owned(60)
-    once = replace(SMALL, per="sample", rounds=1, model_steps=1, noise_steps=1, batch_size=60, inner_steps=1, step=0.125)
+    once = replace(
+        SMALL, per="sample", rounds=1, model_steps=1, noise_steps=1, batch_size=60, inner_steps=1, step=0.125
+    )
 
     def spread(noise: Noise) -> int:
         """Return by how much patterns of one cluster differ."""

@@ -221,7 +221,7 @@ def contrastive_loss(model: nn.ModuleDict, first: Tensor, second: Tensor) -> Ten
     views = torch.cat((first, second))
     embeddings: Tensor = model["projector"](model["backbone"](views))
     if TEACHER not in model:
-        return nt_xent(*embeddings.chunk(2), _TEMPERATURE)
+        return nt_xent(embeddings[: len(first)], embeddings[len(first) :], _TEMPERATURE)
     teacher = cast(nn.ModuleDict, model[TEACHER])
     targets: Tensor = teacher["projector"](teacher["backbone"](views))
     others = targets.roll(len(first), dims=0)

@@ -43,7 +43,8 @@ class Noise:
             example: Its place in `rows`.
         """
         pattern = _resized(self.patterns[self.rows[example]], images.shape[1:3])
-        return np.clip(images.astype(np.int16) + pattern, 0, LEVELS).astype(np.uint8)
+        changed: NDArray[np.uint8] = np.clip(images.astype(np.int16) + pattern, 0, LEVELS).astype(np.uint8)
+        return changed
 
 
 def _resized(pattern: NDArray[np.int16], size: tuple[int, ...]) -> NDArray[np.int16]:
