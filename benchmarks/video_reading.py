@@ -3,8 +3,8 @@
     python -m benchmarks.video_reading DIR   # the folder with metadata.csv; three minutes
 
 An epoch takes an example of each video. All epochs are those of `fedssl.training.loop.fit`. For the step alone the
-frames of each batch were taken beforehand: what is left is to make views on the device that trains, and the network.
-In the network's row the views were made beforehand, too.
+frames of each batch were taken beforehand: what is left is to make views on the device that trains, and the network. In
+the network's row the views were made beforehand, too.
 """
 
 import argparse

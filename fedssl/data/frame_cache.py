@@ -217,11 +217,12 @@ def _load(entry: Path) -> NDArray[np.uint8] | None:
         # as np.load does, but a third of its time: headers repeat
         frames = np.frombuffer(mapped, np.uint8, offset=HEADER_BYTES).reshape(_shape(mapped[:HEADER_BYTES]))
     except ValueError:
-        entry.unlink(missing_ok=True)
+        with suppress(OSError):
+            entry.unlink()
         return None
     except OSError:
         return None
-    with suppress(OSError):  # a folder that may only be read
+    with suppress(OSError):  # an entry of another user, or one that was removed meanwhile
         os.utime(entry)
     return frames
 
