@@ -1,6 +1,8 @@
 """Everything a run needs, tried once before its first round."""
 
 from fedssl.config import COMPONENTS, RunConfig, build, key_first
+from fedssl.data.file_dataset import fill_cache
+from fedssl.data.partition import Overlapping
 from fedssl.errors import ConfigError, DataError, PrivacyError
 from fedssl.evaluation.images import ImageEvaluation
 from fedssl.evaluation.personal import client_score_names
@@ -44,6 +46,8 @@ def prepare(config: RunConfig) -> Workspace:
     _check_norms(workspace)
     _check_protection(workspace)
     _check_privacy(workspace)
+    if workspace.parts is not None:
+        fill_cache(workspace.splits)
     return workspace
 
 
@@ -99,6 +103,10 @@ def _check_privacy(workspace: Workspace) -> None:
     mechanism, config = workspace.mechanism, workspace.config
     if mechanism is None:
         return
+    if isinstance(workspace.partitioner, Overlapping) and mechanism.unit != "client":
+        what = f"must give no example to several clients with privacy={mechanism.name}"
+        kind = type(workspace.partitioner).__name__
+        raise PrivacyError(f"partition={kind}: {what}; use privacy=client, or another partition", "PRIV-OVERLAP")
     mechanism.check(workspace.protected)
     if mechanism.at_server and config.quorum is not None:
         raise ConfigError(

@@ -233,8 +233,11 @@ class Federated(ABC):
                 if update is not None and update.num_examples > 0:
                     tally.conflict.add(update)
                     yield update
-            if not at_server:  # there whoever did not answer counts as zero
+            if not at_server:
                 _require_quorum(tally, plan.quorum, attendance, round_number)
+            elif round_number == 1 and not tally.clients and len({each.reason for each in tally.failures}) == 1:
+                # who does not answer counts as zero, but all at once and for one reason tell of a wrong setting
+                _require_quorum(tally, 1, attendance, round_number)
 
         account = plan.account
         at_server = account is not None and account.at_server

@@ -8,7 +8,7 @@ import pytest
 import torch
 from batches import batch_of
 from test_private_runs import TINY, charges, ran
-from test_sensitivity import encoder
+from test_sensitivity import encoder_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,7 +28,7 @@ TEMPERATURES = (0.5, 1.0, 4.0)
 def case(size: int, temperature: float = 0.5, trial: int = 0) -> tuple[nn.ModuleDict, SimClr, Batch]:
     """A network in double precision, and a batch of two views."""
     objective = SimClr(temperature, hidden=8, dim=4)
-    model = build_bundle(encoder, objective, trial, Population(size, 1)).double().train()
+    model = build_bundle(lambda: encoder_of(objective), objective, trial, Population(size, 1)).double().train()
     rng = torch.Generator().manual_seed(trial)
     return model, objective, batch_of(*(torch.rand(size, 1, 1, 8, 8, generator=rng).double() for _ in range(2)))
 

@@ -29,3 +29,11 @@ def test_the_loss_alone_trains_in_private(tmp_path: Path) -> None:
     assert [one["clients"] for one in rounds(tmp_path / "run")] == [[0, 1, 2, 3]] * 2
     (statement, *_) = ended["privacy"]
     assert (statement["unit"], statement["num_releases"]) == ("client", 2)
+
+
+def test_a_procedure_that_fails_everywhere_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Failures count as zero, but a model of noise alone is no result of a wrong setting."""
+    assert main([*TINY, *CLIENT, *FEDIRM, "client=fedirm", f"run_dir={tmp_path / 'run'}"]) == 3
+    assert "client=fedirm needs strategy=fedirm: the server sent no relation matrix (4 of 4 clients failed" in (
+        capsys.readouterr().err
+    )

@@ -68,6 +68,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             ["SimClr's coupling is batch", "privacy=client; privacy=cell"],
         ),
         ((*EXAMPLE, "objective=moco"), "PRIV-E-COUPLED", ["MoCo's coupling is queue", "use privacy=client; or a loss"]),
+        (
+            (*EXAMPLE, "partition=k400_paper_8c", "partition.num_clients=4", "partition.width=2"),
+            "PRIV-OVERLAP",
+            ["must give no example to several clients", "use privacy=client, or another partition"],
+        ),
         ((*EXAMPLE, "objective=fixmatch", "augmentation=semi"), "PRIV-E-COUPLED", ["coupling is batch", "rotnet, mae"]),
         ((*EXAMPLE, "augmentation.style=1"), "PRIV-E-COUPLED", ["augmentation.style: must be null"]),
         (
