@@ -100,9 +100,9 @@ class UnlearnableClusters(Protector):
         picture = torch.from_numpy(start).to(owned.device)
         patterns = []
         for cluster, target in enumerate(targets):
-            owned.say("patterns", cluster, len(targets))
             shown = owned if self.images == "all" else replace(owned, images=owned.images[rows == cluster])
             patterns.append(self._pattern(shown, surrogate, target, picture, cluster))
+            owned.say("patterns", cluster + 1, len(targets))
         return Noise(levels(torch.cat(patterns), self.budget), rows, self.budget)
 
     def _pattern(self, owned: Owned, surrogate: Surrogate, target: Tensor, picture: Tensor, cluster: int) -> Tensor:

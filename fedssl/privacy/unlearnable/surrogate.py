@@ -105,7 +105,6 @@ def _of_rotations(owned: Owned, epochs: int, noise: float) -> Surrogate:
     optimizer = torch.optim.Adam([*encoder.parameters(), *head.parameters()], lr=_RATE)
     rng = generator(owned.seed, "unlearnable", "surrogate", "order")
     for epoch in range(epochs):
-        owned.say("surrogate", epoch, epochs)
         for places in np.array_split(rng.permutation(len(owned.images)), math.ceil(len(owned.images) / _BATCH)):
             images = to_pixels(owned.images[places], owned.device)
             changes = torch.from_numpy(rng.uniform(-noise, noise, images.shape)).to(images)
@@ -114,6 +113,7 @@ def _of_rotations(owned: Owned, epochs: int, noise: float) -> Surrogate:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        owned.say("surrogate", epoch + 1, epochs)
     return Surrogate(encoder, size, channels, pooled=False)
 
 
