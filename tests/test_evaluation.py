@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from fedssl.data.clips import uniform
 from fedssl.data.dataset import Splits
-from fedssl.evaluation.features import ClipProtocol, clip_frames, video_features
+from fedssl.evaluation.features import ClipProtocol, video_features
 from fedssl.evaluation.knn import knn_accuracy
 from fedssl.evaluation.retrieval import recall_at
 from fedssl.evaluation.video import VideoEvaluation
@@ -42,17 +43,17 @@ def random_features(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("length", [1, 5, 16])
 def test_a_video_of_one_clip_starts_at_zero(length: int) -> None:
-    assert clip_frames(length, 10, length).tolist() == [list(range(length))] * 10
+    assert uniform(length, 10, length).tolist() == [list(range(length))] * 10
 
 
 def test_clips_are_spread_from_the_first_to_the_last_frame() -> None:
-    frames = clip_frames(40, 4, 16)
+    frames = uniform(40, 4, 16)
     assert frames[:, 0].tolist() == [0, 8, 16, 24]
     assert frames[-1, -1] == 39
 
 
 def test_short_videos_repeat_the_last_frame() -> None:
-    assert clip_frames(3, 2, 5).tolist() == [[0, 1, 2, 2, 2]] * 2
+    assert uniform(3, 2, 5).tolist() == [[0, 1, 2, 2, 2]] * 2
 
 
 @pytest.mark.parametrize(("pool", "dim"), [("avg", 16), ("max", 64)])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedssl.checks import at_least, one_of
+from fedssl.data.clips import uniform
 from fedssl.data.dataset import Dataset
 from fedssl.models.encoder import Encoder
 from fedssl.training.augment import resize
@@ -82,23 +83,9 @@ def video_features(
     return np.concatenate(features).astype(np.float32, copy=False)
 
 
-def clip_frames(num_frames: int, num_clips: int, length: int) -> NDArray[np.int64]:
-    """Return the frames `[num_clips, length]` of evenly spread clips; past the end the last frame is repeated.
-
-    Args:
-        num_frames: Frames of the video, at least 1.
-        num_clips: Clips to take.
-        length: Frames of a clip.
-    """
-    half = length / 2
-    centres = np.linspace(half, max(num_frames, length) - half, num_clips)
-    starts = (centres - half).astype(np.int64)
-    return np.asarray(np.minimum(starts[:, None] + np.arange(length), num_frames - 1), dtype=np.int64)
-
-
 def _read_clips(video: NDArray[np.uint8], protocol: ClipProtocol, device: torch.device) -> Tensor:
     """Return the clips `[num_clips, channels, clip_frames, height, width]` of one video, float32 in [0, 1]."""
-    frames = clip_frames(len(video), protocol.num_clips, protocol.clip_frames)
+    frames = uniform(len(video), protocol.num_clips, protocol.clip_frames)
     clips = torch.from_numpy(video[frames]).to(device).permute(0, 4, 1, 2, 3)
     return resize(clips, protocol.height, protocol.width)
 
