@@ -150,7 +150,7 @@ def test_a_server_without_data_trains_and_scores_nothing(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", [f"{group}={name}" for group, names in groups().items() for name in names])
-def test_every_yaml_composes_and_instantiates(name: str) -> None:
+def test_every_yaml_composes_and_instantiates(name: str, tmp_path: Path) -> None:
     words = [name]
     if name.startswith("rule="):  # a part of some objectives
         words = ["objective=fixmatch", name.replace("=", "@objective.rule=")]
@@ -160,6 +160,8 @@ def test_every_yaml_composes_and_instantiates(name: str) -> None:
         words += [] if name == "privacy=none" else ["privacy.noise_multiplier=1"]
     if name.startswith("labels=twinsight"):
         words.append("partition.num_clients=10")
+    if name == "partition=k400_paper_lists":
+        words.append(f"partition.folder={tmp_path}")
     config = load(words)
     for component, spec in config.components.items():
         if component != "data" or "root" not in spec:  # files that only the user has, or that are downloaded
