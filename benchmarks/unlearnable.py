@@ -1,9 +1,11 @@
-"""What protection takes from a learner with labels, and what its best defence gives back: CIFAR-10, one core a victim.
+"""What protection takes from a learner, and what its best defence gives back: CIFAR-10, one core a victim.
 
     python -m benchmarks.unlearnable DIR   # the folder with train.npz and test.npz; an hour and a quarter of one core
+    python -m benchmarks.unlearnable DIR --without-labels   # an hour of one core
 
 Owners know the ten classes at most, not what a learner wants to tell apart. Victims train on protected images, with
-the ten classes, with two superclasses, or with clusters for labels, and are scored on clean test images.
+the ten classes, with two superclasses, or with clusters for labels, and are scored on clean test images. Those without
+labels train the same encoder whatever is asked afterwards, here by a linear probe of the ten classes.
 Noise and results that are there are read, not made again: the command can be broken off and given again.
 """
 
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 
 from benchmarks.experiments import KEEP_MEMORY, ROOT, spread
 from benchmarks.measure import report
+from fedssl.compose import load
 from fedssl.data.dataset import Splits
 from fedssl.data.packed import packed
 from fedssl.data.pixels import thumbnails
@@ -35,7 +38,8 @@ from fedssl.privacy.unlearnable.measure import CLEAN, Cell, Row, Study, measure,
 from fedssl.privacy.unlearnable.noise import Noise, read_noise, write_noise
 from fedssl.privacy.unlearnable.protector import Owned, Protector
 from fedssl.privacy.unlearnable.random_noise import RandomNoise
-from fedssl.privacy.unlearnable.victim import Recipe, Supervised
+from fedssl.privacy.unlearnable.self_supervised import SelfSupervised
+from fedssl.privacy.unlearnable.victim import Recipe, Supervised, Victim
 
 PROTECTIONS: Mapping[str, Protector] = {
     "random, a pattern an image": RandomNoise(per="sample"),
@@ -58,6 +62,14 @@ SUPERCLASSES = (
 SMALL: Mapping[str, Defence] = {"ueraser": UEraser(draws=3), "adversarial": Adversarial(steps=2, step=5)}
 """Defences that are made smaller than published, for the sake of time."""
 DEFENCES = ["shift_flip", "jpeg10", "grey", "ueraser", "adversarial"]
+AGAINST_BLIND = [
+    "random, a pattern an image",
+    "error-minimising, a class",
+    "unlearnable clusters",
+    "contrastive, a cluster",
+]
+"""Protections that learners without labels are measured with."""
+AUGMENTED = "Only defences augment; published victims shift and flip images as in the column shift_flip."
 NUM_CLUSTERS, CLUSTER_SEED = 5, 1000  # neither is what owners cluster by
 
 
@@ -84,10 +96,20 @@ def protect(protector: Protector, owned: Owned, folder: Path) -> NDArray[np.uint
     return np.concatenate([noise.apply(owned.images[[place]], place) for place in range(len(owned.images))])
 
 
+def without_labels(epochs: int, device: str) -> dict[str, Victim]:
+    """Return victims of the configuration of self-supervision on images."""
+    victims: dict[str, Victim] = {}
+    for name in ("simclr", "byol"):
+        config = load(["experiment=ssl_images", "data.root=unused", f"objective={name}"])
+        victims[name] = SelfSupervised(config, epochs, device)
+    return victims
+
+
 def table(found: Sequence[Row], names: Sequence[str]) -> list[list[str]]:
     """Return a line of the table for each row."""
     return [
         [
+            row.victim,
             row.protection,
             "" if row.protection == CLEAN else f"{row.fraction:.0%}",
             row.space,
@@ -116,15 +138,17 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="the folder with train.npz and test.npz")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of victims without defence")
     parser.add_argument("--defended-seeds", type=int, nargs="+", default=[0, 1, 2], help="of victims with a defence")
-    parser.add_argument("--defences", nargs="+", choices=NAMES[1:], default=DEFENCES)
+    parser.add_argument("--without-labels", action="store_true", help="victims that do not read labels")
+    parser.add_argument("--protections", nargs="+", choices=PROTECTIONS, help="some of them")
+    parser.add_argument("--defences", nargs="+", choices=NAMES[1:], help="some of them")
     parser.add_argument("--fractions", type=float, nargs="+", default=[1.0], help="shares of the images protected")
     parser.add_argument("--num-train", type=int, default=2400)
     parser.add_argument("--num-test", type=int, default=2000)
-    parser.add_argument("--epochs", type=int, default=10, help="of victims")
-    parser.add_argument("--model", default="small_resnet", help="of victims")
+    parser.add_argument("--epochs", type=int, help="of victims; 10, without labels 20")
+    parser.add_argument("--model", default="small_resnet", help="of victims with labels")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="victims at once")
-    parser.add_argument("--name", default="unlearnable", help="of the table")
+    parser.add_argument("--name", help="of the table")
     parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "unlearnable", help="where results are kept")
     chosen = parser.parse_args()
     os.environ.update(KEEP_MEMORY)
@@ -132,36 +156,52 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     chosen.runs.mkdir(parents=True, exist_ok=True)
     splits = packed(str(chosen.data), num_train=chosen.num_train, num_test=chosen.num_test)
-    images, labels = splits.train.examples[:, 0], splits.train.labels
-    owned = Owned(images, labels, len(splits.train.classes), 0, torch.device(chosen.device), _say)
+    images, test = splits.train.examples[:, 0], splits.test.examples[:, 0]
+    owned = Owned(images, splits.train.labels, len(splits.train.classes), 0, torch.device(chosen.device), _say)
+    blind, asked = chosen.without_labels, spaces(splits)
+    epochs = chosen.epochs or (20 if blind else 10)
+    supervised = Supervised(Recipe(chosen.model, epochs), chosen.device)
+    protections = chosen.protections or (AGAINST_BLIND if blind else PROTECTIONS)
+    defences = chosen.defences or (["jpeg10"] if blind else DEFENCES)
     study = Study(
         train=images,
-        test=splits.test.examples[:, 0],
-        protected={name: protect(protector, owned, chosen.runs) for name, protector in PROTECTIONS.items()},
-        spaces=spaces(splits),
-        victims={chosen.model: Supervised(Recipe(chosen.model, chosen.epochs), chosen.device)},
-        defences={name: SMALL.get(name) or defence(name) for name in (NONE, *chosen.defences)},
+        test=test,
+        protected={name: protect(PROTECTIONS[name], owned, chosen.runs) for name in protections},
+        spaces=asked[:1] if blind else asked,
+        victims=without_labels(epochs, chosen.device) if blind else {chosen.model: supervised},
+        defences={name: SMALL.get(name) or defence(name) for name in (NONE, *defences)},
     )
     cells: list[Cell] = [
         *study.cells(chosen.seeds, [NONE], chosen.fractions),
-        *study.cells(chosen.defended_seeds, chosen.defences, chosen.fractions),
+        *study.cells(chosen.defended_seeds, defences, chosen.fractions),
     ]
     results = measure(study, cells, chosen.runs / "cells.jsonl", chosen.processes, _say)
-    header = ["protection", "of the images", "labels", "chance", "PSNR, dB", *study.defences, "drop", "gain", "best"]
+    columns = ["learner", "protection", "of the images", "labels", "chance", "PSNR, dB"]
+    header = [*columns, *study.defences, "drop", "gain", "best"]
     notes = [
-        f"Accuracy on {len(study.test)} clean test images of a {chosen.model} after {chosen.epochs} epochs of "
+        f"Accuracy on {len(test) // 2 if blind else len(test)} clean test images after {epochs} epochs of "
         f"{len(images)} training images. Mean over seeds {chosen.seeds}, ± is the standard deviation over them; with a "
-        f"defence, seeds {chosen.defended_seeds}. Only defences augment; published victims shift and "
-        "flip images as in the column shift_flip. Chance is the most frequent class. The drop is what protection takes "
-        "from a victim without defence. The gain is what protected images add to the clean part alone. Protection is "
-        "empirical, and no better than its best defence; that one is chosen by the numbers shown, which flatters it.",
+        f"defence, seeds {chosen.defended_seeds}. {_untrained(study, chosen.seeds) if blind else AUGMENTED} Chance "
+        "is the most frequent class. The drop is what protection takes from a victim without defence. The gain is what "
+        "protected images add to the clean part alone. Protection is empirical, and no better than its best defence; "
+        "that one is chosen by the numbers shown, which flatters it.",
         "",
-        *(f"- {name}: `{protector}`" for name, protector in PROTECTIONS.items()),
+        *(f"- {name}: `{PROTECTIONS[name]}`" for name in protections),
         *(f"- {name}: `{each}`" for name, each in study.defences.items() if name != NONE),
     ]
-    title = "Protected images: what a learner with labels still learns"
+    name = chosen.name or ("unlearnable_without_labels" if blind else "unlearnable")
+    title = f"Protected images: what a learner {'without' if blind else 'with'} labels still learns"
     lines = table(rows(study, results), tuple(study.defences))
-    report(chosen.name, title, header, lines, notes, private=[str(chosen.data), str(chosen.runs)])
+    report(name, title, header, lines, notes, private=[str(chosen.data), str(chosen.runs)])
+
+
+def _untrained(study: Study, seeds: Sequence[int]) -> str:
+    """Say what a linear probe finds in the encoder that learners without labels begin with."""
+    space, defence = study.spaces[0], study.defences[NONE]
+    (first, *_) = without_labels(0, "cpu").values()
+    learners = [first(study.train, space.train, space.num_classes, defence, seed) for seed in seeds]
+    scores = [score(study.test, space.test) for score in learners]
+    return f"A linear probe learns from the other half of the test images; of the untrained encoder {_mean(scores)}."
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from fedssl.report.rundir import CONFIG, ENCODER, RunDirectory
 EXPORTED = "encoder_torchvision.safetensors"
 WRITTEN, BAD_INPUT = 0, 2
 _RGB = 3
-_STEMS = {"r3d_18": (64, (3, 7, 7), (1, 3, 3)), "r2plus1d_18": (45, (1, 7, 7), (0, 3, 3))}  # width, kernel, padding
+_STEM = (64, (3, 7, 7), (1, 3, 3))  # width, kernel, padding
+_STEMS = {"r3d_18": _STEM, "mc3_18": _STEM, "r2plus1d_18": (45, (1, 7, 7), (0, 3, 3))}
 
 Settings = Mapping[str, Any]
 Lines = list[str]
@@ -77,6 +78,7 @@ _MAKERS: Mapping[str, tuple[Callable[..., Encoder], Callable[[str, Settings, str
     "vit_tiny": (vit.vit_tiny, _vit),
     "r3d_18": (video.r3d_18, _video),
     "r2plus1d_18": (video.r2plus1d_18, _video),
+    "mc3_18": (video.mc3_18, _video),
 }
 
 

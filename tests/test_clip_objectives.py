@@ -22,6 +22,7 @@ WORDS = {
     "cvrl": [*SETTINGS, "objective=cvrl"],
     "ctp": [*SETTINGS, "objective=ctp", *SMALL],
     "video_mae": [*SETTINGS[:-1], "objective=video_mae", "model=video_vit_tiny", "model.depth=1"],
+    "croco": [*SETTINGS[:-1], "objective=croco", "model=vit_tiny", "model.depth=1"],
     "byol": [*SETTINGS, "objective=rho_clips", "objective.rho=3", "objective.host.norm=group"],
     "simclr": [*SETTINGS, "objective=rho_clips", "objective@objective.host=simclr"],
     "rotnet": [*SETTINGS, "objective=rho_clips", "objective@objective.host=rotnet", "objective.rho=1"],

@@ -34,7 +34,8 @@ def drawn(*shape: int) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
-IMAGES, GREY, GREY_CLIPS = drawn(2, 3, 1, 16, 16), drawn(2, 1, 1, 16, 16), drawn(2, 1, 4, 16, 16)
+IMAGES, GREY = drawn(2, 3, 1, 16, 16), drawn(2, 1, 1, 16, 16)
+CLIPS, GREY_CLIPS = drawn(2, 3, 4, 16, 16), drawn(2, 1, 4, 16, 16)
 RGB = ["model.in_channels=3", "model.mean=[0.5,0.4,0.3]", "model.std=[0.2,0.3,0.4]"]
 RESNET = ["model=resnet18", *RGB]
 RUNS = {
@@ -48,6 +49,8 @@ RUNS = {
     "vit_tiny, one channel": (["model=vit_tiny", "model.image_size=16", "model.depth=1"], GREY),
     "r3d_18, one channel": (["model=r3d_18"], GREY_CLIPS),
     "r2plus1d_18, one channel": (["model=r2plus1d_18"], GREY_CLIPS),
+    "mc3_18": (["model=mc3_18", "model.in_channels=3"], CLIPS),
+    "mc3_18, one channel": (["model=mc3_18"], GREY_CLIPS),
 }
 
 
@@ -91,7 +94,7 @@ def test_an_encoder_that_torchvision_does_not_have_is_refused_with_those_it_has(
 ) -> None:
     RunDirectory.create(tmp_path, load([f"model={model}"]).text).close()
     line = refusal(tmp_path, capsys)
-    assert line.endswith("only resnet18, resnet50, vit_tiny, r3d_18, r2plus1d_18 can be exported")
+    assert line.endswith("only resnet18, resnet50, vit_tiny, r3d_18, r2plus1d_18, mc3_18 can be exported")
 
 
 def test_what_is_no_run_or_no_whole_encoder_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fedssl.models.bundle import build_bundle
 from fedssl.models.encoder import Encoder
 from fedssl.models.image import small_resnet
+from fedssl.models.small3d import small3d
 from fedssl.models.vit import vit_tiny
 from fedssl.objectives.gmml import Gmml, corrupted_error, covered
 from fedssl.objectives.objective import Batch
@@ -205,3 +206,10 @@ def test_arguments_out_of_range_are_named(name: str, value: float) -> None:
 def test_views_of_another_size_are_refused() -> None:
     with pytest.raises(ValueError, match="image_size must be the size of the views, 12x12, got 8"):
         gmml().step(model_of(ENCODERS[1]), batch_of(torch.zeros(1, 3, 1, 12, 12)))
+
+
+def test_an_encoder_that_has_fewer_frames_than_a_clip_is_refused_and_takes_images() -> None:
+    model = model_of(lambda: small3d(3, width=4))
+    assert torch.isfinite(gmml().step(model, batch()).loss)
+    with pytest.raises(ValueError, match=r"model must keep the frames of a clip to predict pixels, got 2 of 8"):
+        gmml().step(model, batch(frames=8))

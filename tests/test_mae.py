@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fedssl.models.bundle import build_bundle
 from fedssl.models.encoder import Encoder
 from fedssl.models.image import small_resnet
+from fedssl.models.small3d import small3d
 from fedssl.models.vit import take, vit_tiny
 from fedssl.objectives.mae import Mae, hidden_error, patchify, standardised
 from fedssl.objectives.objective import Batch, Population
@@ -211,3 +212,10 @@ def test_another_size_than_the_encoders_or_the_views_is_refused() -> None:
         model_of(ENCODERS[0], Mae(image_size=16, patch_size=4))
     with pytest.raises(ValueError, match="image_size must be the size of the views, 12x12, got 8"):
         mae().step(model_of(ENCODERS[1]), batch_of(torch.zeros(1, 3, 1, 12, 12)))
+
+
+def test_an_encoder_that_has_fewer_frames_than_a_clip_is_refused_and_takes_images() -> None:
+    model = model_of(lambda: small3d(3, width=4))
+    assert torch.isfinite(mae().step(model, batch()).loss)
+    with pytest.raises(ValueError, match=r"model must keep the frames of a clip to predict pixels, got 2 of 8"):
+        mae().step(model, batch(frames=8))

@@ -21,6 +21,27 @@ def test_small3d_takes_clips_of_many_sizes(frames: int, size: int) -> None:
     assert encoder(torch.rand(2, 1, frames, size, size)).shape == (2, 64)
 
 
+def test_a_last_stride_of_one_makes_the_map_of_small3d_twice_as_fine_with_the_same_weights() -> None:
+    coarse, fine = small3d(width=4).eval(), small3d(width=4, last_stride=1).eval()
+    fine.load_state_dict(coarse.state_dict())
+    clips = torch.rand(1, 1, 8, 32, 32)
+    assert coarse.map_shape((1, 8, 32, 32)) == (16, 2, 2, 2)
+    assert fine.map_shape((1, 8, 32, 32)) == (16, 2, 4, 4)
+    torch.testing.assert_close(fine.feature_map(clips)[..., ::2, ::2], coarse.feature_map(clips))
+    assert differences(fine).map_shape((1, 9, 32, 32)) == (16, 2, 4, 4)
+    with pytest.raises(ValueError, match="last_stride must be at least 1, got 0"):
+        small3d(last_stride=0)
+
+
+def test_the_shape_of_a_map_is_found_without_a_trace() -> None:
+    encoder = small3d(in_channels=2, width=2)
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    assert encoder.map_shape((2, 5, 20, 40)) == tuple(encoder.eval().feature_map(torch.rand(1, 2, 5, 20, 40)).shape[1:])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
+    assert encoder.train().map_shape((2, 1, 1, 1)) == (8, 1, 1, 1)
+    assert encoder.training
+
+
 def test_small3d_trains_on_a_batch_of_one() -> None:
     encoder = small3d(in_channels=3, width=2)
     encoder(torch.rand(1, 3, 8, 32, 32)).sum().backward()

@@ -22,7 +22,7 @@ from fedssl.report.rundir import RunDirectory
 from fedssl.training.loop import Examples, Stream, make_batch
 from fedssl.workspace import Workspace
 
-OF_CLIPS = ("vcop", "speed", "cvrl", "ctp", "video_mae", "rho_clips")
+OF_CLIPS = ("vcop", "speed", "cvrl", "ctp", "video_mae", "croco", "rho_clips")
 IMAGES = [name for name in groups()["objective"] if name not in OF_CLIPS]
 SETTINGS = ["experiment=quickstart_images", "model.width=4", "model.norm=group"]
 ACCEPTING = "objective.rule.threshold=0"  # an untrained classifier is sure of nothing

@@ -17,6 +17,7 @@ from fedssl.models.image import ImageEncoder, small_resnet
 from fedssl.models.small3d import small3d
 from fedssl.models.vit import VisionTransformerEncoder
 from fedssl.objectives.byol import Byol
+from fedssl.objectives.croco import Croco
 from fedssl.objectives.diet import Diet
 from fedssl.objectives.gmml import Gmml
 from fedssl.objectives.mae import Mae
@@ -127,18 +128,19 @@ OBJECTIVES: Mapping[str, Callable[[], Objective]] = {
     "byol": lambda: Byol(16, 16, "group"),
     "mae": lambda: Mae(8, 4, 1, width=16, depth=1, num_heads=2),
     "gmml": lambda: Gmml(8, 4, 1, hidden=16),
+    "croco": lambda: Croco(1, 1, 8, 4, 1, 0.5, width=16, depth=1, num_heads=2),
     "vcop": lambda: Vcop(hidden=8, dropout=0.0),
     "speed": lambda: Speed(dropout=0.0),
 }
-FRAMES = {"vcop": 4, "speed": 4, "rotnet": 3, "mae": 2}  # a network of images sees each frame
+FRAMES = {"vcop": 4, "speed": 4, "rotnet": 3, "mae": 2, "croco": 2}  # a network of images sees each frame
 CASES = [
     ("supervised", "cnn"), ("supervised", "resnet"), ("supervised", "vit"), ("diet", "resnet"), ("rotnet", "cnn"),
     ("rotnet", "resnet"), ("rotnet", "3d"), ("simsiam", "cnn"), ("simsiam", "resnet"), ("vi_simsiam", "cnn"),
     ("byol", "cnn"), ("byol", "resnet"), ("byol", "vit"), ("mae", "cnn"), ("mae", "resnet"), ("mae", "vit"),
-    ("gmml", "resnet"), ("vcop", "cnn"), ("vcop", "3d"), ("vcop", "frozen 3d"), ("speed", "3d"),
+    ("gmml", "resnet"), ("croco", "vit"), ("vcop", "cnn"), ("vcop", "3d"), ("vcop", "frozen 3d"), ("speed", "3d"),
     ("speed", "frozen 3d"),
 ]  # fmt: skip
-BEYOND_GHOST = {("supervised", "vit"), ("byol", "vit"), ("mae", "vit")}
+BEYOND_GHOST = {("supervised", "vit"), ("byol", "vit"), ("mae", "vit"), ("croco", "vit")}
 BEYOND_OPACUS = BEYOND_GHOST | {(name, network) for name, network in CASES if name in ("mae", "gmml")}
 BEYOND_OPACUS |= {(name, network) for name, network in CASES if network == "frozen 3d"}
 

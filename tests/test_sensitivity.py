@@ -7,12 +7,15 @@ import torch
 from batches import batch_of
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.vision_transformer import VisionTransformer
 
 from fedssl.models.bundle import build_bundle
 from fedssl.models.encoder import Encoder
 from fedssl.models.image import ImageEncoder
 from fedssl.models.video_vit import VideoTransformer
+from fedssl.models.vit import VisionTransformerEncoder
 from fedssl.objectives.byol import Byol
+from fedssl.objectives.croco import Croco
 from fedssl.objectives.ctp import Ctp
 from fedssl.objectives.diet import Diet
 from fedssl.objectives.gmml import Gmml
@@ -44,14 +47,19 @@ PER_EXAMPLE: dict[str, Callable[[], Objective]] = {
     "speed": lambda: Speed(dropout=0.0),
     "ctp": lambda: Ctp(2, num_patches=2, hidden=8, height=8, width=8, channels=1),
     "video_mae": lambda: VideoMae(2, 1, 8, 4, 2, 1, 0.5, width=12, depth=1, num_heads=2),
+    "croco": lambda: Croco(1, 1, 8, 4, 1, 0.5, width=8, depth=1, num_heads=2),
     "rho_clips": lambda: RhoClips(Byol(8, 8, "group"), 3, clip_frames=2),
 }
-OF_CLIPS = (Vcop, Speed, Ctp, VideoMae, RhoClips)
+OF_CLIPS = (Vcop, Speed, Ctp, VideoMae, Croco, RhoClips)
 
 
 def encoder_of(objective: Objective) -> Encoder:
     if isinstance(objective, VideoMae):
         return Encoder(VideoTransformer(1, 2, 4, width=12, depth=1, num_heads=2), 12)
+    if isinstance(objective, Croco):
+        body = VisionTransformer(8, 4, 1, 2, 8, 16, num_classes=1)
+        body.conv_proj = nn.Conv2d(1, 8, 4, 4)
+        return VisionTransformerEncoder(body, (0.5,), (0.25,))
     layers = (nn.Conv2d(1, 8, 3, 2, 1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1))
     return ImageEncoder(nn.Sequential(*layers), 8, (0.5,), (0.25,))
 
@@ -78,7 +86,7 @@ def flat(sums: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("name", PER_EXAMPLE)
 def test_the_sum_moves_by_at_most_the_clip_whichever_example_leaves(name: str) -> None:
     objective = PER_EXAMPLE[name]()
-    chosen = engine("functional" if name == "video_mae" else "ghost")  # the latter knows no attention
+    chosen = engine("functional" if name in ("video_mae", "croco") else "ghost")  # the latter knows no attention
     moves = [furthest_in_batch(chosen, objective, *drawn(objective, trial)) for trial in range(TRIALS)]
     assert max(moves) <= 1 + 1e-5
     assert max(moves) > 1 - 1e-5  # the bound is attained: a smaller one would be wrong

@@ -5,24 +5,58 @@ Chen 2020, "Big Self-Supervised Models are Strong Semi-Supervised Learners".
 
 import copy
 from dataclasses import dataclass
+from typing import Protocol, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedssl.checks import above, at_least
-from fedssl.evaluation.image_set import ImageSet, image_features
+from fedssl.data.dataset import Dataset
 from fedssl.evaluation.sgd import Classifier, SgdSchedule, train_classifier
 from fedssl.evaluation.subsets import labelled
 from fedssl.seeding import derive
 
 
+class Examples(Protocol):
+    """Some images or videos of a dataset, as fine-tuning reads them."""
+
+    @property
+    def dataset(self) -> Dataset:
+        """What they are of."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where pixels are wanted."""
+        ...
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The labels `[num_examples]`."""
+        ...
+
+    def subset(self, places: NDArray[np.int64]) -> Self:
+        """Return the examples at `places`."""
+        ...
+
+    def view(self, places: NDArray[np.int64], *name: int | str) -> Tensor:
+        """Return a random view of each example at `places`; the same name gives the same pixels."""
+        ...
+
+    def answers(self, classifier: nn.Module, batch_size: int) -> NDArray[np.float32]:
+        """Return how much a classifier is for each class, `[num_examples, num_classes]`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class FineTune:
-    """Training of a copy of the encoder and of a linear layer on it, on crops and flips of labelled images.
+    """Training of a copy of the encoder and of a linear layer on it, on random views of labelled examples.
 
     Args:
         steps: Batches, whatever the number of labels.
-        batch_size: Most images of a batch, at least 3: batch normalisation cannot take a batch of one image.
+        batch_size: Most examples of a batch, at least 3: batch normalisation cannot take a batch of one.
         learning_rate: Of the linear layer.
         encoder_factor: The encoder's learning rate is this times that of the linear layer; 0 leaves the encoder, and
             the statistics of its batch normalisation, as they are.
@@ -47,8 +81,8 @@ class FineTune:
     def accuracies(
         self,
         encoder: nn.Module,
-        train: ImageSet,
-        test: ImageSet,
+        train: Examples,
+        test: Examples,
         amount: str,
         standard: tuple[Tensor, Tensor],
         seed: int,
@@ -57,8 +91,8 @@ class FineTune:
 
         Args:
             encoder: Where each repeat begins.
-            train: Every training image.
-            test: Images to be told apart.
+            train: Every training example.
+            test: Examples to be told apart.
             amount: Labels that are known, "N%" or "N per class"; see `labelled`.
             standard: Mean and scale `[d]` of the encoder's features.
             seed: Root of what is random.
@@ -71,8 +105,8 @@ class FineTune:
     def _accuracy(
         self,
         encoder: nn.Module,
-        train: ImageSet,
-        test: ImageSet,
+        train: Examples,
+        test: Examples,
         amount: str,
         standard: tuple[Tensor, Tensor],
         seed: int,
@@ -85,5 +119,5 @@ class FineTune:
         train_classifier(
             classifier, lambda places, step: known.view(places, "fine_tune", seed, step), labels, schedule, seed
         )
-        logits = image_features(classifier, test, self.batch_size)
-        return int((logits.argmax(axis=1) == test.labels).sum()) / len(test)
+        answers = test.answers(classifier, self.batch_size)
+        return float((answers.argmax(axis=1) == test.labels).mean())

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from fedssl.data.dataset import Dataset
 from fedssl.errors import DataError
-from fedssl.evaluation.features import evaluating
+from fedssl.evaluation.features import evaluating, joined
 from fedssl.seeding import uniforms
 from fedssl.training.augment import ClipAugmentation, resize
 
@@ -58,7 +59,7 @@ class ImageSet:
         """Return the number of images."""
         return len(self.indices)
 
-    def subset(self, places: NDArray[np.int64]) -> "ImageSet":
+    def subset(self, places: NDArray[np.int64]) -> Self:
         """Return the images at `places`."""
         return replace(self, indices=self.indices[places])
 
@@ -78,6 +79,10 @@ class ImageSet:
         path = ("evaluation", "view", *name)
         drawn = uniforms(self.views.seed, *path, rows=rows, columns=augmentation.num_uniforms)
         return augmentation(self._read(places), drawn, "light", 0)
+
+    def answers(self, classifier: nn.Module, batch_size: int) -> NDArray[np.float32]:
+        """Return the logits `[num_images, num_classes]` of every image; see `image_features`."""
+        return image_features(classifier, self, batch_size)
 
     def _read(self, places: NDArray[np.int64]) -> Tensor:
         images = [self._image(int(index)) for index in self.indices[places]]
@@ -117,7 +122,4 @@ def image_features(
             places = np.arange(first, min(first + batch_size, len(images)))
             pixels = images.clean(places) if view is None else images.view(places, *view)
             features.append(encoder(pixels).float().cpu().numpy())
-    result: NDArray[np.float32] = np.concatenate(features)
-    if not np.isfinite(result).all():
-        raise FloatingPointError("the features of the encoder are not all finite numbers")
-    return result
+    return joined(features)

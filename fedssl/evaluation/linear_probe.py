@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from fedssl.checks import at_least, one_of
 from fedssl.data.split import by_label
+from fedssl.evaluation.features import mean_probability
 from fedssl.evaluation.sgd import Classifier, Draw, SgdSchedule, train_classifier
 from fedssl.seeding import generator
 
@@ -35,7 +36,7 @@ class LinearMap:
     bias: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Return the logits `[n, num_classes]` of features `[n, d]`."""
+        """Return the logits `[..., num_classes]` of features `[..., d]`."""
         return features.to(self.weight.dtype) @ self.weight + self.bias
 
     def on_raw(self, mean: Tensor, scale: Tensor) -> "LinearMap":
@@ -43,8 +44,13 @@ class LinearMap:
         return LinearMap(self.weight / scale[:, None], self.bias - (mean / scale) @ self.weight)
 
     def accuracy(self, features: Tensor, labels: Tensor) -> float:
-        """Return the share of `features` `[n, d]` whose label `[n]` has the largest logit."""
-        return int((self(features).argmax(dim=1) == labels).sum()) / len(labels)
+        """Return the share of `features` whose label `[n]` has the largest answer.
+
+        The answer for features `[n, d]` is the logit, for those of videos `[n, num_clips, d]` the mean probability.
+        """
+        logits = self(features)
+        answers = mean_probability(logits) if logits.ndim == 3 else logits
+        return int((answers.argmax(dim=1) == labels).sum()) / len(labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +100,8 @@ class LinearProbe:
         """Return the classifier of the strength that does best on held-out training features.
 
         Args:
-            features: `[n, d]` of the training examples.
+            features: `[n, d]` of the training examples, or `[n, num_clips, d]` of videos: each clip is an example with
+                its video's label, and clips of one video are never both learned from and held out.
             labels: `[n]`.
             num_classes: Number of classes; one without examples is never answered.
             seed: Root of what is random.
@@ -122,6 +129,8 @@ class LinearProbe:
         draw: Draw | None = None,
     ) -> list[LinearMap]:
         """Return the classifier of each strength; arguments as of `fit`."""
+        features = features.flatten(0, -2)
+        labels = labels.repeat_interleave(len(features) // len(labels))
         mean, scale = standardisation(features)
         rows = (features.double() - mean) / scale
         if self.mode == "ridge":

@@ -1,7 +1,9 @@
 """What every encoder offers: a feature map, and its pooled feature."""
 
+from collections.abc import Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 
@@ -21,6 +23,19 @@ class Encoder(nn.Module):
     def feature_map(self, clips: Tensor) -> Tensor:
         """Return the last convolutional map `[batch, feature_dim, frames', height', width']`."""
         return cast(Tensor, self.body(clips))
+
+    def map_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of a clip's feature map, `[feature_dim, frames', height', width']`: it is tried once.
+
+        Args:
+            shape: The clip's, `[channels, frames, height, width]`.
+        """
+        training = self.training
+        self.eval()  # leaves the statistics of batch normalisation as they are
+        with torch.no_grad():
+            found = self.feature_map(torch.zeros(1, *shape)).shape[1:]
+        self.train(training)
+        return tuple(found)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Return the mean-pooled feature `[batch, feature_dim]`."""

@@ -82,12 +82,8 @@ class Ctp(Objective):
 
     def build(self, encoder: Encoder, population: Population) -> dict[str, nn.Module]:
         """Return the head."""
-        training = encoder.training
-        encoder.eval()  # leaves the statistics of batch normalisation as they are
-        with torch.no_grad():
-            map_frames = encoder.feature_map(torch.zeros(1, *self.shape)).shape[2]
-        encoder.train(training)
-        return {"head": CtpHead(encoder.feature_dim, map_frames, self.min_frames, self.hidden)}
+        feature_dim, map_frames, _, _ = encoder.map_shape(self.shape)
+        return {"head": CtpHead(feature_dim, map_frames, self.min_frames, self.hidden)}
 
     def step(self, model: nn.ModuleDict, batch: Batch) -> Step:
         """Return the loss of one view, with "iou", the mean overlap of predicted boxes with the true ones."""

@@ -78,9 +78,7 @@ class Gmml(Objective):
         clips = batch.views[0]
         check_size(clips, self.image_size)
         corrupted, pixels = self.corrupt(clips, batch.uniforms)
-        encoder = cast(Encoder, model["backbone"])
-        predicted: Tensor = model["head"](encoder.feature_map(corrupted))
-        return Step(corrupted_error(predicted, clips, pixels), {"corrupted": pixels.float().mean()})
+        return Step(corrupted_error(decoded(model, corrupted), clips, pixels), {"corrupted": pixels.float().mean()})
 
     def corrupt(self, clips: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """Return the corrupted clips, and which pixels of each were corrupted `[batch, height, width]` bool.
@@ -117,14 +115,10 @@ class PixelDecoder(nn.Module):
     def __init__(self, encoder: Encoder, channels: int, image_size: int, hidden: int) -> None:
         super().__init__()
         self.image_size = image_size
-        training = encoder.training
-        encoder.eval()  # leaves the statistics of batch normalisation as they are
-        with torch.no_grad():
-            side = encoder.feature_map(torch.zeros(1, channels, 1, image_size, image_size)).shape[-1]
-        encoder.train(training)
+        feature_dim, _, _, side = encoder.map_shape((channels, 1, image_size, image_size))
         stride = math.ceil(image_size / side)
         self.layers = nn.Sequential(
-            nn.Conv2d(encoder.feature_dim, hidden, 1),
+            nn.Conv2d(feature_dim, hidden, 1),
             nn.GELU(),
             nn.Conv2d(hidden, hidden, 1),
             nn.GELU(),
@@ -137,6 +131,20 @@ class PixelDecoder(nn.Module):
         inside = frames[..., : self.image_size, : self.image_size]
         pixels: Tensor = inside.unflatten(0, (len(maps), -1))
         return pixels.transpose(1, 2)
+
+
+def decoded(model: nn.ModuleDict, clips: Tensor) -> Tensor:
+    """Return what the head, a `PixelDecoder`, makes of the encoder's maps of `clips`: as many pixels.
+
+    Raises:
+        ValueError: The encoder's maps have fewer frames.
+    """
+    maps = cast(Encoder, model["backbone"]).feature_map(clips)
+    if maps.shape[2] != clips.shape[2]:
+        raise ValueError(
+            f"model must keep the frames of a clip to predict pixels, got {maps.shape[2]} of {clips.shape[2]}"
+        )
+    return cast(Tensor, model["head"](maps))
 
 
 def corrupted_error(predicted: Tensor, clips: Tensor, corrupted: Tensor) -> Tensor:

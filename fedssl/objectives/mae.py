@@ -9,7 +9,7 @@ from torchvision.models import vision_transformer
 from fedssl.checks import at_least
 from fedssl.models.encoder import Encoder
 from fedssl.models.vit import VisionTransformerEncoder, sincos_positions, take
-from fedssl.objectives.gmml import PixelDecoder, check_size, enlarged
+from fedssl.objectives.gmml import PixelDecoder, check_size, decoded, enlarged
 from fedssl.objectives.objective import Batch, Objective, Population, Role, Step
 from fedssl.privacy.contract import PrivacyContract
 
@@ -59,7 +59,7 @@ class Mae(Objective):
         if width < 1 or width % 4 or width % num_heads:
             raise ValueError(f"width must be a multiple of 4 and of num_heads {num_heads}, got {width}")
         self.num_patches = (image_size // patch_size) ** 2
-        self.num_kept = int(self.num_patches * (1 - mask_ratio))
+        self.num_kept = self._num_kept(mask_ratio)
         if not 0 < self.num_kept < self.num_patches:
             raise ValueError(f"mask_ratio must leave and hide some of {self.num_patches} patches, got {mask_ratio}")
         self.image_size = image_size
@@ -81,49 +81,68 @@ class Mae(Objective):
         for name in ("patch_size", "image_size"):
             if getattr(encoder, name) != getattr(self, name):
                 raise ValueError(f"{name} must be the encoder's {getattr(encoder, name)}, got {getattr(self, name)}")
-        blocks = vision_transformer.Encoder(
-            1 + self.num_patches, self.depth, self.num_heads, self.width, 4 * self.width, 0.0, 0.0
-        )
-        return {"head": TokenDecoder(encoder.feature_dim, blocks, self.width, self.channels * self.patch_size**2)}
+        return {"head": self._decoder(encoder.feature_dim)}
 
     def step(self, model: nn.ModuleDict, batch: Batch) -> Step:
         """Return the error of one view."""
         clips = batch.views[0]
         check_size(clips, self.image_size)
-        order = batch.uniforms.argsort(dim=1, stable=True)
-        hidden = order.argsort(dim=1) >= self.num_kept
-        encoder, head = cast(Encoder, model["backbone"]), model["head"]
+        order, hidden = masked(batch.uniforms, self.num_kept)
+        encoder = model["backbone"]
         if isinstance(encoder, VisionTransformerEncoder):
             orders = order.repeat_interleave(clips.shape[2], dim=0)  # one for each frame
-            predicted: Tensor = head(encoder.encode(clips, orders[:, : self.num_kept]), orders)
+            predicted: Tensor = model["head"](encoder.encode(clips, orders[:, : self.num_kept]), orders)
             predicted = predicted.unflatten(0, (len(clips), -1))
         else:
             side = self.image_size // self.patch_size
             pixels = enlarged(hidden.unflatten(1, (side, side)), self.patch_size)
-            seen = clips * ~pixels[:, None, None]
-            predicted = patchify(head(encoder.feature_map(seen)), self.patch_size)
+            predicted = patchify(decoded(model, clips * ~pixels[:, None, None]), self.patch_size)
         return Step(hidden_error(predicted, standardised(patchify(clips, self.patch_size)), hidden), {})
 
+    def _num_kept(self, mask_ratio: float) -> int:
+        """Return how many patches are seen."""
+        return int(self.num_patches * (1 - mask_ratio))
 
-class TokenDecoder(nn.Module):
-    """A transformer that predicts the pixels of all patches from the tokens of those that were seen.
+    def _decoder(self, feature_dim: int) -> nn.Module:
+        """Return what decodes the tokens of a vision transformer."""
+        blocks = vision_transformer.Encoder(
+            1 + self.num_patches, self.depth, self.num_heads, self.width, 4 * self.width, 0.0, 0.0
+        )
+        with torch.no_grad():
+            blocks.pos_embedding.copy_(sincos_positions(self.image_size // self.patch_size, self.width))
+        return TokenDecoder(feature_dim, blocks, self.width, self.channels * self.patch_size**2)
+
+
+class Decoder(nn.Module):
+    """What decoders of tokens have in common: mask tokens stand where a patch was not seen.
 
     Args:
         feature_dim: Width of an encoded token.
-        blocks: torchvision's encoder, which adds positions to the tokens.
+        blocks: What maps tokens to tokens.
         width: Width of its tokens.
         num_pixels: Values of a patch, of all channels.
     """
 
-    def __init__(self, feature_dim: int, blocks: vision_transformer.Encoder, width: int, num_pixels: int) -> None:
+    def __init__(self, feature_dim: int, blocks: nn.Module, width: int, num_pixels: int) -> None:
         super().__init__()
         self.embed = nn.Linear(feature_dim, width)
         self.mask_token = nn.Parameter(nn.init.normal_(torch.empty(1, 1, width), std=0.02))
         self.blocks = blocks
         self.predict = nn.Linear(width, num_pixels)
-        with torch.no_grad():
-            side = round((blocks.pos_embedding.shape[1] - 1) ** 0.5)
-            blocks.pos_embedding.copy_(sincos_positions(side, width))
+
+    def filled(self, seen: Tensor, order: Tensor) -> Tensor:
+        """Return the tokens of all patches at their places, `[batch, num_patches, width]`.
+
+        Args:
+            seen: `[batch, num_kept, width]`, of the patches that come first in `order`.
+            order: `[batch, num_patches]` int64, all of them.
+        """
+        masks = self.mask_token.expand(len(seen), order.shape[1] - seen.shape[1], -1)
+        return take(torch.cat((seen, masks), dim=1), order.argsort(dim=1))
+
+
+class TokenDecoder(Decoder):
+    """Predicts the pixels of all patches from the tokens of those that were seen; its blocks add positions."""
 
     def forward(self, tokens: Tensor, order: Tensor) -> Tensor:
         """Return `[batch, num_patches, num_pixels]`, patches row by row.
@@ -133,11 +152,23 @@ class TokenDecoder(nn.Module):
             order: `[batch, num_patches]` int64, patches in the order in which they were drawn to be seen.
         """
         embedded = self.embed(tokens)
-        num_hidden = order.shape[1] + 1 - tokens.shape[1]
-        drawn = torch.cat((embedded[:, 1:], self.mask_token.expand(len(tokens), num_hidden, -1)), dim=1)
-        patches = take(drawn, order.argsort(dim=1))
-        decoded = self.blocks(torch.cat((embedded[:, :1], patches), dim=1))
-        return cast(Tensor, self.predict(decoded[:, 1:]))
+        patches = self.filled(embedded[:, 1:], order)
+        mapped = self.blocks(torch.cat((embedded[:, :1], patches), dim=1))
+        return cast(Tensor, self.predict(mapped[:, 1:]))
+
+
+def masked(uniforms: Tensor, num_kept: int) -> tuple[Tensor, Tensor]:
+    """Return the patches in the order in which they are drawn to be seen, int64, and which are hidden, bool.
+
+    Args:
+        uniforms: `[batch, num_patches]` in [0, 1).
+        num_kept: Patches that are seen.
+
+    Returns:
+        Two times `[batch, num_patches]`.
+    """
+    order = uniforms.argsort(dim=1, stable=True)
+    return order, order.argsort(dim=1) >= num_kept
 
 
 def patchify(clips: Tensor, patch_size: int) -> Tensor:

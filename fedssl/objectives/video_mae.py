@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from fedssl.checks import at_least
 from fedssl.models.encoder import Encoder
 from fedssl.models.video_vit import VideoTransformer, attention_blocks
-from fedssl.models.vit import grid_positions, take
+from fedssl.models.vit import grid_positions
 from fedssl.objectives.clips import strided
 from fedssl.objectives.gmml import check_size
-from fedssl.objectives.mae import hidden_error
+from fedssl.objectives.mae import Decoder, hidden_error, masked
 from fedssl.objectives.objective import Batch, Draw, Objective, Population, Role, Step
 from fedssl.privacy.contract import PrivacyContract
 
@@ -124,8 +124,7 @@ class VideoMae(Objective):
         """Return the error of one view."""
         clips = batch.views[0]
         check_size(clips, self.image_size)
-        ranked = batch.uniforms[:, _OWN:].argsort(dim=1, stable=True)
-        hidden = ranked.argsort(dim=1) >= self.num_kept
+        ranked, hidden = masked(batch.uniforms[:, _OWN:], self.num_kept)
         order = torch.cat([self._at_all_times(patches) for patches in ranked.tensor_split((self.num_kept,), 1)], dim=1)
         body = cast(VideoTransformer, cast(Encoder, model["backbone"]).body)
         predicted: Tensor = model["head"](
@@ -140,22 +139,8 @@ class VideoMae(Objective):
         return (patches[:, None] + times).flatten(1)
 
 
-class TubeletDecoder(nn.Module):
-    """A transformer that predicts the pixels of all tubelets from the tokens of those that were seen.
-
-    Args:
-        feature_dim: Width of an encoded token.
-        blocks: What maps tokens to tokens.
-        width: Width of its tokens.
-        num_pixels: Values of a tubelet, of all channels.
-    """
-
-    def __init__(self, feature_dim: int, blocks: nn.Module, width: int, num_pixels: int) -> None:
-        super().__init__()
-        self.embed = nn.Linear(feature_dim, width)
-        self.mask_token = nn.Parameter(nn.init.normal_(torch.empty(1, 1, width), std=0.02))
-        self.blocks = blocks
-        self.predict = nn.Linear(width, num_pixels)
+class TubeletDecoder(Decoder):
+    """Predicts the pixels of all tubelets from the tokens of those that were seen; positions are not trained."""
 
     def forward(self, tokens: Tensor, order: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """Return `[batch, num_tubelets, num_pixels]`, in the order of time, rows and columns.
@@ -165,10 +150,8 @@ class TubeletDecoder(nn.Module):
             order: `[batch, num_tubelets]` int64, all of them.
             grid: Tubelets in each direction.
         """
-        embedded = self.embed(tokens)
-        masks = self.mask_token.expand(len(tokens), order.shape[1] - tokens.shape[1], -1)
-        placed = take(torch.cat((embedded, masks), dim=1), order.argsort(dim=1))
-        positions = grid_positions(grid, embedded.shape[2]).to(embedded)
+        placed = self.filled(self.embed(tokens), order)
+        positions = grid_positions(grid, placed.shape[2]).to(placed)
         return cast(Tensor, self.predict(self.blocks(placed + positions)))
 
 
