@@ -1,9 +1,10 @@
 """The ServerApp: one run from configuration to report, the same on every runtime."""
 
+import copy
 import logging
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,12 @@ from fedssl.checkpoint import Bundle
 from fedssl.compose import load
 from fedssl.config import RunConfig, build, key_first
 from fedssl.data.deficiency import AllLabels
+from fedssl.data.overlap import overlap
 from fedssl.data.partition import counts
 from fedssl.errors import ConfigError, DataError, PrivacyError, RunError
 from fedssl.evaluation.images import ImageEvaluation
+from fedssl.evaluation.neighbours import Answer, neighbours
+from fedssl.evaluation.video import VideoEvaluation
 from fedssl.models import bundle
 from fedssl.models.encoder import Encoder
 from fedssl.objectives.objective import CLASSIFIER, UNKNOWN
@@ -153,6 +157,7 @@ def run(config: RunConfig, grid: Grid) -> tuple[RunResult, Path]:
         run.tracker.start({"config": config.text, "run_dir": str(run.rundir.path)}, position)
     status = "completed"
     failure: BaseException | None = None
+    answers: tuple[Answer, ...] = ()
     try:
         with run.progress:
             run.progress.begin(config.rounds, len(recorder.records))
@@ -162,13 +167,14 @@ def run(config: RunConfig, grid: Grid) -> tuple[RunResult, Path]:
                 recorder.untrained = _scores(run.workspace, run.initial)
             if recorder.stopped is None:  # a process that was killed after it stopped early has nothing left to train
                 _train(run, recorder, grid)
+            answers = _neighbours(run.workspace, recorder.arrays)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever ended the run, its rounds are kept
         status, failure = _reason(error), error
         run.rundir.write_text(ERROR, traceback.format_exc())
     finally:
         run.evaluator.close()
     result = _result(run, recorder, status)
-    _finish(run, recorder, result)
+    _finish(run, recorder, result, answers)
     if failure is not None:
         raise RunError(f"{status}; run directory {run.rundir.path}") from failure
     return result, run.rundir.path
@@ -254,6 +260,18 @@ def _scores(workspace: Workspace, arrays: Arrays) -> Mapping[str, float]:
     return scores
 
 
+def _neighbours(workspace: Workspace, arrays: Arrays) -> tuple[Answer, ...]:
+    """Return test videos with their nearest training videos; none where a mechanism protects what these would show."""
+    evaluation = build(workspace.config, "evaluation")
+    if not isinstance(evaluation, VideoEvaluation) or workspace.mechanism is not None:
+        return ()
+    encoder = cast(Encoder, workspace.model[bundle.BACKBONE])
+    bundle.load(workspace.model, workspace.initial)
+    untrained = copy.deepcopy(encoder)
+    bundle.load(workspace.model, {**workspace.initial, **arrays})
+    return neighbours(encoder, untrained, workspace.splits, evaluation, workspace.device)
+
+
 def _result(run: _Run, recorder: Recorder, status: str) -> RunResult:
     records, best, score = recorder.records, recorder.best, run.workspace.config.checkpoint.best
     clock = [record.virtual_seconds for record in records if record.virtual_seconds is not None]
@@ -282,18 +300,18 @@ def _held(workspace: Workspace) -> Held | None:
     if workspace.parts is None:
         return None
     train, known = workspace.splits.train, workspace.known
-    table = counts(train, workspace.parts)
+    table, shared = counts(train, workspace.parts), overlap(train, workspace.parts).text
     if isinstance(workspace.deficiency, AllLabels):
-        return Held(table)
+        return Held(table, shared=shared)
     labelled = counts(train, [part[known.labelled[part]] for part in workspace.parts])
-    return Held(table, labelled, counts(train, [known.server])[0] if len(known.server) else None)
+    return Held(table, labelled, counts(train, [known.server])[0] if len(known.server) else None, shared)
 
 
-def _finish(run: _Run, recorder: Recorder, result: RunResult) -> None:
+def _finish(run: _Run, recorder: Recorder, result: RunResult, answers: Sequence[Answer]) -> None:
     workspace, rundir = run.workspace, run.rundir
     rundir.write_model(recorder.arrays)
     classes = () if workspace.parts is None else workspace.splits.train.classes
-    write_report(rundir, workspace.config.text, recorder.records, result, _held(workspace), classes)
+    write_report(rundir, workspace.config.text, recorder.records, result, _held(workspace), classes, answers)
     rundir.write_result(result)
     if run.tracker is not None:
         run.tracker.finish(result)

@@ -33,7 +33,9 @@ def test_both_grids_and_any_number_of_workers_give_the_same_bits(tmp_path: Path)
     assert all(one["status"] == "completed" and one["failures"] == 0 for one in results)
     assert {path.name for path in (tmp_path / "0").iterdir()} == {
         "config.yaml", "rounds.jsonl", "encoder.safetensors", "report.html", "result.json", "checkpoints",
+        "neighbours.png",
     }  # fmt: skip
+    assert len({(tmp_path / str(index) / "neighbours.png").read_bytes() for index in range(3)}) == 1
 
 
 @pytest.mark.parametrize(

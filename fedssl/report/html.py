@@ -1,15 +1,18 @@
 """One page that tells a run, readable without a network."""
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedssl.evaluation.neighbours import Answer
 from fedssl.report.closing import cost_rows, score_rows
+from fedssl.report.neighbours_plot import neighbours_plot
 from fedssl.report.plots import angle_curves, loss_curve, partition_plot, pseudo_label_curves, score_curves
 from fedssl.report.records import RoundRecord, RunResult
-from fedssl.report.rundir import RunDirectory
+from fedssl.report.rundir import NEIGHBOURS, RunDirectory
 from fedssl.report.template import STYLE, TEMPLATE
 from fedssl.report.units import human_bytes, human_number, human_seconds
 
@@ -24,11 +27,13 @@ class Held:
         counts: `[clients, classes]`.
         labelled: `[clients, classes]` how many of them are labelled; None where no labels were taken away.
         server: `[classes]` what the server holds, with labels; None where it holds nothing.
+        shared: What clients share, in one line (`Overlap.text`); "" leaves it out.
     """
 
     counts: NDArray[np.integer]
     labelled: NDArray[np.integer] | None = None
     server: NDArray[np.integer] | None = None
+    shared: str = ""
 
 
 def write_report(
@@ -38,8 +43,9 @@ def write_report(
     result: RunResult,
     held: Held | None,
     classes: Sequence[str],
+    answers: Sequence[Answer] = (),
 ) -> None:
-    """Write report.html into the run directory.
+    """Write report.html into the run directory, and neighbours.png where there are answers.
 
     Args:
         rundir: Where to write.
@@ -48,6 +54,7 @@ def write_report(
         result: What the run came to.
         held: Who holds what; None leaves the partition out.
         classes: Name of each class.
+        answers: Test videos with their nearest training videos; none leave the section out.
 
     Raises:
         ValueError: If the counts are not of `classes`.
@@ -62,12 +69,17 @@ def write_report(
     )
     plots = [Markup(svg) for svg in drawn if svg]
     partition = "" if held is None else partition_plot(held.counts, classes, held.labelled, held.server)
+    neighbours = neighbours_plot(answers) if answers else b""
+    if neighbours:
+        rundir.write_bytes(NEIGHBOURS, neighbours)
     header, rows = _round_rows(records)
     page = {
         "title": rundir.path.resolve().name,
         "lead": f"{result.status}, {result.rounds_completed} rounds, {human_seconds(result.seconds)}",
         "curves": plots,
+        "neighbours": base64.b64encode(neighbours).decode(),
         "partition": Markup(partition),
+        "shared": held.shared if held else "",
         "round_header": header,
         "rounds": rows,
         "config_yaml": config_yaml,

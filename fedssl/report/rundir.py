@@ -24,6 +24,7 @@ CLASSIFIER_FILE = "classifier.safetensors"
 BEST_CLASSIFIER = "classifier_best.safetensors"
 FAILURES = "failures"
 PROTECTION = "protection"
+NEIGHBOURS = "neighbours.png"
 _PARTIAL = ".partial"
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "CONFIG",
     "ENCODER",
     "ERROR",
+    "NEIGHBOURS",
     "PROTECTION",
     "RESULT",
     "ROUNDS",
@@ -79,7 +81,7 @@ class RunDirectory:
         directory._hold()
         for partial in path.rglob(f".*{_PARTIAL}"):
             partial.unlink()
-        for name in (RESULT, ERROR):
+        for name in (RESULT, ERROR, NEIGHBOURS):
             (path / name).unlink(missing_ok=True)
         directory.write_text(ROUNDS, "".join(_line(record) for record in records))
         return directory
@@ -145,9 +147,17 @@ class RunDirectory:
         Raises:
             ValueError: If `name` is not a plain file name.
         """
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write `content` to the file `name` of this directory.
+
+        Raises:
+            ValueError: If `name` is not a plain file name.
+        """
         if Path(name).name != name:
             raise ValueError(f"name must be a plain file name, got {name!r}")
-        self._write(name, text.encode())
+        self._write(name, content)
 
     def _write(self, name: str, content: bytes) -> None:
         path = self.path / name

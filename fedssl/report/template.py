@@ -17,7 +17,7 @@ th, td { text-align: left; padding: .35rem .75rem .35rem 0; border-bottom: 1px s
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 pre, code { font: 13px/1.5 ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 pre { margin: 0; white-space: pre-wrap; }
-svg { max-width: 100%; height: auto; display: block; margin: 0 auto .75rem; }
+svg, img { max-width: 100%; height: auto; display: block; margin: 0 auto .75rem; }
 """
 
 TEMPLATE = """<!doctype html>
@@ -64,7 +64,14 @@ TEMPLATE = """<!doctype html>
 {% for curve in curves %}{{ curve }}{% endfor %}
 </section>{% endif %}
 
+{% if neighbours %}<section><h2>Nearest neighbours</h2>
+<p>The first test videos of each class by name, and the training videos whose features are nearest by cosine. Of each
+video the middle frame of every third is shown. A few videos illustrate; the scores count all of them.</p>
+<img src="data:image/png;base64,{{ neighbours }}" alt="test videos and the training videos nearest to each">
+</section>{% endif %}
+
 {% if partition %}<section><h2>Partition</h2>
+{% if shared %}<p>{{ shared }}</p>{% endif %}
 {{ partition }}
 </section>{% endif %}
 
