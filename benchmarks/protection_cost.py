@@ -65,8 +65,8 @@ def main() -> None:
     header = ["protection", *(column.format(size) for size in chosen.sizes for column in columns)]
     note = (
         f"Images of CIFAR-10, {chosen.threads} threads on {chosen.device}, one run of each, with the settings of its "
-        "file in conf/protection. Contrastive poisoning takes a number of steps and not of passes; error-minimising noise "
-        "stops when its model errs little."
+        "file in conf/protection. Contrastive poisoning takes a number of steps and not of passes; error-minimising "
+        "noise stops when its model errs little."
     )
     report("protection_cost", "How long noise takes", header, rows, [note], private=[str(chosen.data)])
 
