@@ -29,7 +29,7 @@ VARIANTS = ("0", "0"), ("1", "0"), ("0", "1"), ("1", "1"), ("0.9", "0"), ("0.9",
 """The shares alpha of the loss-weighted mean and the averages beta with the last model that are published."""
 PRETEXTS = {"clip contrast": "cvrl", "VCOP": "vcop", "Speed": "speed", "CtP": "ctp"}
 ONE_CLIENT = ("partition=iid", "partition.num_clients=1", "strategy=fedavg")
-SCORES = ("R@1", "R@5", "kNN")
+SCORES = ("R@1", "R@5", "kNN", "linear")
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class Set:
             **variants,
             f"FedAvg of everything, {self.pretext}": ("strategy=fedavg",),
             **others,
+            "Inverted alpha of 0.9, a defect of a public port": ("strategy.reference_compat=inverted_alpha",),
+            "Updates concatenated, another": ("strategy.reference_compat=concatenated",),
             "Centralised, as many steps as one client": (*ONE_CLIENT, "client.epochs=1"),
             "Centralised, as many steps as all clients": ONE_CLIENT,
         }
@@ -153,8 +155,9 @@ def main() -> None:
         parser.error("DIR must be given, with weizmann and lung alone")
     data = (arguments.data or Path()).resolve()
     chosen = SETS[arguments.name](data)
+    base = [f"experiment=fedvssl_{arguments.name}", "evaluation.scores=[retrieval,kNN,linear]"]
     jobs = {
-        f"{number}-{fold}-{seed}": [f"experiment=fedvssl_{arguments.name}", *held_out, f"seed={seed}", *overrides]
+        f"{number}-{fold}-{seed}": [*base, *held_out, f"seed={seed}", *overrides]
         for seed in arguments.seeds
         for fold, held_out in enumerate(chosen.folds)
         for number, overrides in enumerate(chosen.methods.values())
