@@ -74,6 +74,20 @@ def test_identical_clips_average_to_the_clip() -> None:
     assert np.allclose(one, ten, atol=1e-6)
 
 
+def test_without_a_number_a_video_has_as_many_clips_as_fit_one_after_another() -> None:
+    protocol = ClipProtocol(None, 2, 16, 16, "avg", clip_stride=2)
+    assert protocol.frames(8).tolist() == [[0, 2], [3, 5]]
+    assert protocol.frames(2).tolist() == [[0, 1]]
+    encoder, videos = small3d(width=4), Videos((8, 2, 5), np.zeros(3, int))
+    together = video_features(encoder, videos, protocol, 3, CPU)
+    alone = [video_features(encoder, videos, protocol, 1, CPU, np.array([place])) for place in range(3)]
+    assert np.allclose(together, np.concatenate(alone), atol=1e-6)
+
+
+def test_a_stride_spreads_the_frames_of_a_clip() -> None:
+    assert ClipProtocol(2, 2, 16, 16, "avg", clip_stride=3).frames(10).tolist() == [[0, 3], [6, 9]]
+
+
 def test_modes_and_statistics_are_left_as_they_were() -> None:
     encoder = small3d(width=4).train()
     encoder.body[0].eval()
@@ -168,6 +182,7 @@ def test_the_evaluation_names_its_numbers() -> None:
         ("ks", []),
         ("ks", [0]),
         ("num_clips", 0),
+        ("clip_stride", 0),
         ("pool", "min"),
         ("knn_k", 0),
         ("knn_temperature", 0),

@@ -271,6 +271,10 @@ def test_one_command_scores_a_finished_run(run_dir: Path, capsys: pytest.Capture
         ("evaluation.scores=[accuracy]", "evaluation.scores=accuracy: must be among retrieval, kNN, linear, fine-tune"),
         ("evaluation.linear.mode=ridge", "evaluation.linear.mode=ridge: must be lbfgs or sgd for videos"),
         ("evaluation.linear.augment=true", "evaluation.linear.augment=true: must be false for videos"),
+        (
+            "evaluation.num_clips=null",
+            "evaluation.num_clips=null: must be a number of at least 1 with linear or fine-t",
+        ),
         ("evaluation.fine_tune.batch_size=2", "must be at least 3"),
         ("evaluation.flip=2", "must be between 0 and 1"),
     ],

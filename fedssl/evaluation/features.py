@@ -1,4 +1,4 @@
-"""What a network makes of the evenly spread clips of each video: one feature, by the protocol of Xu 2019, or more."""
+"""What a network makes of the clips of each video: one feature, by the protocol of Xu 2019, or more."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedssl.checks import at_least, one_of
-from fedssl.data.clips import uniform
+from fedssl.data.clips import Frames, dense, span, uniform
 from fedssl.data.dataset import Dataset
 from fedssl.models.encoder import Encoder
 from fedssl.training.augment import resize
@@ -23,25 +23,35 @@ class ClipProtocol:
     """What a video's feature is made of.
 
     Args:
-        num_clips: Clips of a video, evenly spread; their features are averaged.
+        num_clips: Clips of a video, evenly spread; their features are averaged. None: as many as fit, one after
+            another.
         clip_frames: Frames of a clip.
         height: Height the encoder sees, in pixels.
         width: Width the encoder sees, in pixels.
         pool: "avg" takes the mean of the feature map; "max" its maxima in 2 by 2 quarters, four times as wide.
+        clip_stride: Frames of the video from one frame of a clip to the next.
 
     Raises:
         ValueError: If an argument is out of range.
     """
 
-    num_clips: int
+    num_clips: int | None
     clip_frames: int
     height: int
     width: int
     pool: Literal["avg", "max"]
+    clip_stride: int = 1
 
     def __post_init__(self) -> None:
-        at_least(1, num_clips=self.num_clips, clip_frames=self.clip_frames, height=self.height, width=self.width)
+        at_least(1, num_clips=self.num_clips, clip_frames=self.clip_frames, clip_stride=self.clip_stride)
+        at_least(1, height=self.height, width=self.width)
         one_of(("avg", "max"), pool=self.pool)
+
+    def frames(self, num_frames: int) -> Frames:
+        """Return the frames `[clips, clip_frames]` of the clips of a video."""
+        if self.num_clips is None:
+            return dense(num_frames, self.clip_frames, self.clip_stride, span(self.clip_frames, self.clip_stride))
+        return uniform(num_frames, self.num_clips, self.clip_frames, self.clip_stride)
 
 
 class Pooled(nn.Module):
@@ -96,7 +106,7 @@ def encode_videos(
         protocol: The clips of a video.
         batch_size: Clips that the network takes at once; it changes the memory used, not the result.
         device: Where clips are resized and encoded.
-        merge: Makes of the outputs `[n, num_clips, d]` for n videos what is wanted of each.
+        merge: Makes of the outputs `[1, clips, d]` for a video what is wanted of it.
 
     Returns:
         `[num_videos, ...]` float32.
@@ -108,14 +118,15 @@ def encode_videos(
     if len(indices) < 1:
         raise ValueError("dataset must have at least 1 example, got 0")
     at_least(1, batch_size=batch_size)
-    videos_at_once = max(1, batch_size // protocol.num_clips)
+    videos_at_once = max(1, batch_size // (protocol.num_clips or batch_size))
     merged = []
     with evaluating(network), torch.no_grad():
         for first in range(0, len(indices), videos_at_once):
             videos = indices[first : first + videos_at_once]
-            clips = torch.cat([_read_clips(dataset.read(int(index)), protocol, device) for index in videos])
-            outputs = torch.cat([network(part) for part in torch.split(clips, batch_size)])
-            merged.append(merge(outputs.float().view(len(videos), protocol.num_clips, -1)).cpu().numpy())
+            clips = [_read_clips(dataset.read(int(index)), protocol, device) for index in videos]
+            outputs = torch.cat([network(part) for part in torch.split(torch.cat(clips), batch_size)]).float()
+            each = outputs.split([len(own) for own in clips])
+            merged += [merge(own.flatten(1)[None]).cpu().numpy() for own in each]
     return joined(merged)
 
 
@@ -150,9 +161,8 @@ def to_clips(video: NDArray[np.uint8], frames: NDArray[np.int64], device: torch.
 
 
 def _read_clips(video: NDArray[np.uint8], protocol: ClipProtocol, device: torch.device) -> Tensor:
-    """Return the clips `[num_clips, channels, clip_frames, height, width]` of one video, float32 in [0, 1]."""
-    frames = uniform(len(video), protocol.num_clips, protocol.clip_frames)
-    return resize(to_clips(video, frames, device), protocol.height, protocol.width)
+    """Return the clips `[clips, channels, clip_frames, height, width]` of one video, float32 in [0, 1]."""
+    return resize(to_clips(video, protocol.frames(len(video)), device), protocol.height, protocol.width)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedssl.data.dataset import Dataset, Splits
 from fedssl.data.file_dataset import FileDataset
-from fedssl.evaluation.features import ClipProtocol, video_features
+from fedssl.evaluation.features import video_features
 from fedssl.evaluation.similarity import nearest
 from fedssl.evaluation.video import VideoEvaluation
 from fedssl.models.encoder import Encoder
@@ -77,14 +77,11 @@ def neighbours(
         ValueError: If a split is empty.
         FloatingPointError: A feature is not a finite number.
     """
-    protocol = ClipProtocol(
-        evaluation.num_clips, evaluation.clip_frames, evaluation.height, evaluation.width, evaluation.pool
-    )
     train, test = splits.train, splits.test
     both = Encoder(_Both(trained, untrained), trained.feature_dim + untrained.feature_dim)
     asked = choose(test, QUERIES)
-    bank = video_features(both, train, protocol, evaluation.batch_size, device)
-    rows = video_features(both, test, protocol, evaluation.batch_size, device, asked)
+    bank = video_features(both, train, evaluation.protocol, evaluation.batch_size, device)
+    rows = video_features(both, test, evaluation.protocol, evaluation.batch_size, device, asked)
     cut = [bank.shape[1] * trained.feature_dim // both.feature_dim]
     found = [
         np.concatenate([items for _, items, _ in nearest(own_rows, own_bank, NEAREST)])

@@ -39,8 +39,10 @@ class VideoEvaluation:
             neighbours (Wu 2018), "linear", a linear probe of clips, and "fine-tune", a copy of the encoder and a linear
             layer that learn together.
         ks: Neighbours of the recalls.
-        num_clips: Clips of a video; for "retrieval" and "kNN" their features are averaged.
+        num_clips: Clips of a video; for "retrieval" and "kNN" their features are averaged. None: as many as fit, one
+            after another, for these two alone.
         clip_frames: Frames of a clip.
+        clip_stride: Frames of the video from one frame of a clip to the next.
         pool: "avg" takes the mean of the feature map; "max" its maxima in 2 by 2 quarters.
         knn_k: Neighbours that vote.
         knn_temperature: Temperature of the votes.
@@ -59,8 +61,9 @@ class VideoEvaluation:
     width: int
     scores: Sequence[str] = (RETRIEVAL, KNN)
     ks: Sequence[int] = (1, 5, 10, 20, 50)
-    num_clips: int = 10
+    num_clips: int | None = 10
     clip_frames: int = 16
+    clip_stride: int = 1
     pool: Literal["avg", "max"] = "avg"
     knn_k: int = 20
     knn_temperature: float = 0.07
@@ -75,7 +78,7 @@ class VideoEvaluation:
         object.__setattr__(self, "ks", tuple(int(k) for k in self.ks))
         for name in ("scores", "crop_scale"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        self._protocol()
+        self.protocol  # noqa: B018 - a number that is out of range
         self._views()
         if not self.ks or min(self.ks) < 1:
             raise ValueError(f"ks must be numbers of at least 1, got {list(self.ks)}")
@@ -90,6 +93,8 @@ class VideoEvaluation:
             raise ValueError(f"scores must be among {', '.join(SCORES)}, got {unknown[0]}")
         if LINEAR in self.scores and self.linear.mode == "ridge":
             raise ValueError("linear.mode must be lbfgs or sgd for videos, whose probabilities are averaged, got ridge")
+        if self._by_clip and self.num_clips is None:
+            raise ValueError(f"num_clips must be a number of at least 1 with {LINEAR} or {FINE_TUNE}, got null")
         if LINEAR in self.scores and self.linear.augment:
             raise ValueError("linear.augment must be false for videos: fine_tune.encoder_factor=0 does it, got true")
 
@@ -147,21 +152,27 @@ class VideoEvaluation:
 
     def _features(self, network: nn.Module, videos: VideoSet) -> Tensor:
         """Return features `[num_videos, num_clips, d]`, or `[num_videos, 1, d]` where no score reads single clips."""
-        by_clip = LINEAR in self.scores or FINE_TUNE in self.scores
-        features = videos.encoded(network, self.batch_size, _every if by_clip else _mean)
+        features = videos.encoded(network, self.batch_size, _every if self._by_clip else _mean)
         return torch.from_numpy(features).to(videos.device)
 
     def _videos(self, dataset: Dataset, device: torch.device) -> VideoSet:
         everything: NDArray[np.int64] = np.arange(len(dataset))
-        return VideoSet(dataset, everything, self._protocol(), self._views(), device)
+        return VideoSet(dataset, everything, self.protocol, self._views(), device)
 
     def _views(self) -> Views:
         """Return the sizes and the draws of random clips."""
         return Views.of(self.height, self.width, self.crop_scale, self.flip, self.seed)
 
-    def _protocol(self) -> ClipProtocol:
-        """Return the part of the settings that makes features."""
-        return ClipProtocol(self.num_clips, self.clip_frames, self.height, self.width, self.pool)
+    @property
+    def protocol(self) -> ClipProtocol:
+        """The part of the settings that makes features."""
+        clips = (self.num_clips, self.clip_frames)
+        return ClipProtocol(*clips, self.height, self.width, self.pool, self.clip_stride)
+
+    @property
+    def _by_clip(self) -> bool:
+        """Whether a score reads single clips."""
+        return LINEAR in self.scores or FINE_TUNE in self.scores
 
 
 def _every(features: Tensor) -> Tensor:

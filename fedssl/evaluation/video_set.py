@@ -1,4 +1,4 @@
-"""The videos that an evaluation reads: random clips to learn from, evenly spread ones to answer for."""
+"""The videos that an evaluation reads: random clips to learn from, spread ones to answer for."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -67,5 +67,5 @@ class VideoSet:
 
     def _clip(self, index: int, drawn: NDArray[np.float64]) -> Tensor:
         video = self.dataset.read(index)
-        frames = random(len(video), self.protocol.clip_frames, 1, drawn[:1])
+        frames = random(len(video), self.protocol.clip_frames, self.protocol.clip_stride, drawn[:1])
         return self.views.augmentation(to_clips(video, frames, self.device), drawn[None, 1:], "light", 0)
