@@ -49,7 +49,7 @@ PROTECTIONS: Mapping[str, Protector] = {
         per="sample", stem_stride=2, inner_steps=5, step=0.2, subset=1.0, stop_error=0.01, max_rounds=20
     ),
     "unlearnable clusters": UnlearnableClusters(
-        num_clusters=10, images="own", epochs=20, batch_size=64, learning_rate=3e-3, width=16, blocks=2
+        num_clusters=10, loss="l2", images="own", epochs=20, batch_size=64, learning_rate=3e-3, width=16, blocks=2
     ),
     "contrastive, a cluster": ContrastivePoisoning(
         framework="simclr", per="cluster", rounds=10, batch_size=128, learning_rate=0.1, stem_stride=2

@@ -8,10 +8,11 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from fedssl.arrays import Arrays
-from fedssl.checks import at_least
+from fedssl.checks import at_least, one_of
 from fedssl.memory import Memory
 from fedssl.objectives.objective import Objective
 from fedssl.training.loop import Examples, LocalRule, OptimizerFactory, Schedule, Stream, fit
+from fedssl.training.precision import PRECISIONS, Precision
 from fedssl.training.private_loop import PrivateSteps, fit_privately
 from fedssl.wire import TrainTask
 
@@ -72,6 +73,10 @@ class LocalTraining:
         batch_size: Examples a step.
         max_grad_norm: Gradients are scaled down to this L2 norm; 0 leaves them.
         schedule: "constant", or "cosine" from the full learning rate to 0 over the rounds of the run.
+        precision: What steps are computed in; "bf16", with channels last, for GPUs that have it.
+
+    Raises:
+        ValueError: An argument is out of range.
     """
 
     noised_steps: ClassVar[bool] = True  # for itself alone: a subclass says it again, once its own steps were looked at
@@ -81,10 +86,12 @@ class LocalTraining:
     batch_size: int = 32
     max_grad_norm: float = 0.0
     schedule: Literal["constant", "cosine"] = "constant"
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         at_least(1, epochs=self.epochs, batch_size=self.batch_size)
         at_least(0, max_grad_norm=self.max_grad_norm)
+        one_of(PRECISIONS, precision=self.precision)
 
     def begin(self, initial: Arrays, memory: Memory | None, task: TrainTask) -> Arrays:
         """Return the tensors that training begins with: what came, beside what this client remembers.
@@ -123,7 +130,8 @@ class LocalTraining:
 
     def _schedule(self, task: TrainTask) -> Schedule:
         progress = ((task.round - 1) / task.num_rounds, task.round / task.num_rounds)
-        return Schedule(self.epochs, self.batch_size, self.rate_factor(task), self.max_grad_norm, progress)
+        rate = self.rate_factor(task)
+        return Schedule(self.epochs, self.batch_size, rate, self.max_grad_norm, progress, self.precision)
 
     def rate_factor(self, task: TrainTask) -> float:
         """Return what the optimizer's learning rate is multiplied by in this round."""

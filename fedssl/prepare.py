@@ -9,6 +9,7 @@ from fedssl.evaluation.personal import client_score_names
 from fedssl.models import bundle
 from fedssl.objectives.objective import CLASSIFIER, UNKNOWN
 from fedssl.seeding import torch_stream
+from fedssl.training.precision import computing
 from fedssl.workspace import Workspace, open_workspace
 
 
@@ -46,6 +47,7 @@ def prepare(config: RunConfig) -> Workspace:
     _check_norms(workspace)
     _check_protection(workspace)
     _check_privacy(workspace)
+    _check_precision(workspace)
     if workspace.parts is not None:
         fill_cache(workspace.splits)
     return workspace
@@ -118,6 +120,14 @@ def _check_privacy(workspace: Workspace) -> None:
         workspace.model.train()
         with torch_stream(config.seed, "try"):
             mechanism.try_out(workspace.model, lambda size: workspace.some(largest, size), workspace.objective)
+
+
+def _check_precision(workspace: Workspace) -> None:
+    """Raise ConfigError when the device cannot compute what `client.precision` asks for."""
+    try:
+        computing(build(workspace.config, "client").precision, workspace.device)
+    except ValueError as error:
+        raise ConfigError(key_first(f"client.{error}")) from error
 
 
 def _check_norms(workspace: Workspace) -> None:

@@ -101,6 +101,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             "PRIV-STATE",
             ["strategy=Scaffold: ", "fedavg"],
         ),
+        ((*EXAMPLE, "client.precision=bf16"), "PRIV-PRECISION", ["client.precision=bf16: ", "float32"]),
         ((*LOCAL, "strategy=scaffold", "client=scaffold"), "PRIV-STATE", ["strategy=Scaffold: ", "fedavg"]),
         (
             (*LOCAL, "strategy=fedirm", "client=fedirm", "objective=fedirm", "augmentation=semi"),

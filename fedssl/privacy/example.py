@@ -66,6 +66,9 @@ class Sampled(InClient):
         if not vars(type(setting.procedure)).get("noised_steps", False):
             what = f"client={type(setting.procedure).__name__}: its steps use the data beside the noised gradient"
             raise PrivacyError(f"{what}; use local_training or fedprox, or privacy=client", "PRIV-STATE")
+        if (precision := getattr(setting.procedure, "precision", "float32")) != "float32":
+            what = f"client.precision={precision}: gradients are clipped and noised in float32"
+            raise PrivacyError(f"{what}; use float32, or privacy=client", "PRIV-PRECISION")
 
 
 @dataclass(frozen=True, kw_only=True)

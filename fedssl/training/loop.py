@@ -15,6 +15,7 @@ from fedssl.seeding import generator, torch_stream
 from fedssl.seeding import uniforms as keyed_uniforms
 from fedssl.training.augment import Augmentation
 from fedssl.training.diagnostics import PseudoLabelTally, gradient_angle
+from fedssl.training.precision import Precision, computing, laid_out
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -38,6 +39,7 @@ class Schedule:
         learning_rate_factor: Multiplies the optimizer's learning rate in this round.
         max_grad_norm: Gradients are scaled down to this L2 norm; 0 leaves them.
         progress: Shares of the whole run that are done before and after this round.
+        precision: What steps are computed in.
     """
 
     epochs: int
@@ -45,6 +47,7 @@ class Schedule:
     learning_rate_factor: float
     max_grad_norm: float
     progress: tuple[float, float] = (0.0, 1.0)
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +116,10 @@ def fit(
     model.train()
     with torch_stream(stream.seed, "train", stream.partition, stream.round):
         for batch, done in _batches(model, objective, examples, schedule, stream):
-            step = objective.step(model, batch)
-            penalty = rule.penalty(model, batch)
+            batch = laid_out(batch, schedule.precision)
+            with computing(schedule.precision, batch.targets.device):
+                step = objective.step(model, batch)
+                penalty = rule.penalty(model, batch)
             loss = step.loss if penalty is None else step.loss + penalty
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"the loss became {loss.item()} at step {len(logs.get('loss', []))}")
