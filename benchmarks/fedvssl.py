@@ -83,9 +83,9 @@ def weizmann(data: Path) -> Set:
 
 
 def lung(data: Path) -> Set:
-    """Return the lung ultrasound, by patients; each third has its share of every source and label.
+    """Return the lung ultrasound, by patients, a third of those of each source and label.
 
-    A source of two patients with a video each is always trained on.
+    A source of one patient is held out whole in one fold, which has a client fewer; one of two is always trained on.
     """
     with (data / "metadata.csv").open(encoding="utf-8", newline="") as stream:
         videos = list(csv.DictReader(stream))
@@ -101,7 +101,8 @@ def lung(data: Path) -> Set:
     most = Counter(asked).most_common(1)[0][1] / len(asked)
     note = (
         "Label and source are tied: answering each test video with the label that is most frequent among the training "
-        f"videos of its source is right for {right:.3f} of them, the most frequent label alone for {most:.3f}. What "
+        f"videos of its source (of all, where it has none) is right for {right:.3f} of them, the most "
+        f"frequent label alone for {most:.3f}. What "
         "recognises devices and sites scores as high as what recognises disease, so the table shows which encoders "
         "tell such videos apart, and nothing about diagnosis."
     )

@@ -9,7 +9,7 @@ from fedssl.evaluation.personal import client_score_names
 from fedssl.models import bundle
 from fedssl.objectives.objective import CLASSIFIER, UNKNOWN
 from fedssl.seeding import torch_stream
-from fedssl.training.precision import computing
+from fedssl.training.precision import check_precision
 from fedssl.workspace import Workspace, open_workspace
 
 
@@ -125,7 +125,7 @@ def _check_privacy(workspace: Workspace) -> None:
 def _check_precision(workspace: Workspace) -> None:
     """Raise ConfigError when the device cannot compute what `client.precision` asks for."""
     try:
-        computing(build(workspace.config, "client").precision, workspace.device)
+        check_precision(build(workspace.config, "client").precision, workspace.device)
     except ValueError as error:
         raise ConfigError(key_first(f"client.{error}")) from error
 

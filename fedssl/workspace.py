@@ -331,7 +331,8 @@ class Workspace:
                 frozen_norms=frozen,
             )
         except ValueError as error:
-            raise ConfigError(key_first(f"objective.{error}")) from error
+            text = str(error)  # the objective's own words, but where it wants another model
+            raise ConfigError(key_first(text if text.startswith("model ") else f"objective.{text}")) from error
         try:
             bundle.load(model, {f"{bundle.BACKBONE}.{name}": array for name, array in self._loaded.items()})
         except ValueError as error:

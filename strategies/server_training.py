@@ -43,7 +43,8 @@ def teacher(workspace: Workspace) -> Callable[[Arrays, int], Arrays] | None:
         workspace.objective.begin_round(model, first=True)
         progress = ((round_number - 1) / config.rounds, round_number / config.rounds)
         factor = client.rate_factor(TrainTask(round_number, config.rounds, config.seed, merged))
-        schedule = Schedule(deficiency.epochs, client.batch_size, factor, client.max_grad_norm, progress)
+        limits = (factor, client.max_grad_norm, progress, client.precision)
+        schedule = Schedule(deficiency.epochs, client.batch_size, *limits)
         stream = Stream(config.seed, _SERVER, round_number)
         try:
             fit(model, workspace.objective, examples, client.optimizer, schedule, stream)

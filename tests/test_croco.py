@@ -229,3 +229,11 @@ def test_another_encoder_or_size_is_refused() -> None:
         model_of(Croco(image_size=8, patch_size=2, channels=2))
     with pytest.raises(ValueError, match="image_size must be the size of the views, 12x12, got 8"):
         croco().step(model_of(), batch_of(torch.zeros(1, 2, 2, 12, 12), uniforms=batch(1).uniforms))
+
+
+def test_where_a_patch_of_the_reference_lies_matters() -> None:
+    model, order = model_of(), torch.arange(4)[None]
+    reference = torch.rand(1, 4, model["backbone"].feature_dim, dtype=torch.float64)
+    seen = reference[:, :2]
+    there, elsewhere = (model["head"](seen, order, each) for each in (reference, reference.flip(1)))
+    assert not there.allclose(elsewhere)

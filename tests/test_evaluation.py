@@ -1,5 +1,6 @@
 from dataclasses import dataclass
-from math import log
+from itertools import combinations
+from math import log, prod
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from fedssl.evaluation.knn import knn_accuracy
 from fedssl.evaluation.retrieval import recall_at
 from fedssl.evaluation.video import VideoEvaluation
 from fedssl.models.small3d import small3d
+from fedssl.training.augment import resize
 
 CPU = torch.device("cpu")
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -74,6 +76,14 @@ def test_identical_clips_average_to_the_clip() -> None:
     assert np.allclose(one, ten, atol=1e-6)
 
 
+def test_the_feature_of_a_video_is_the_mean_over_its_clips() -> None:
+    encoder, videos, protocol = small3d(width=4).eval(), Videos((9,), np.array([0])), ClipProtocol(3, 4, 16, 16, "avg")
+    clips = torch.from_numpy(videos.read(0)[protocol.frames(9)]).permute(0, 4, 1, 2, 3)
+    with torch.no_grad():
+        each = encoder(resize(clips, 16, 16)).numpy()
+    assert np.allclose(video_features(encoder, videos, protocol, 8, CPU)[0], each.mean(axis=0), atol=1e-6)
+
+
 def test_without_a_number_a_video_has_as_many_clips_as_fit_one_after_another() -> None:
     protocol = ClipProtocol(None, 2, 16, 16, "avg", clip_stride=2)
     assert protocol.frames(8).tolist() == [[0, 2], [3, 5]]
@@ -85,7 +95,8 @@ def test_without_a_number_a_video_has_as_many_clips_as_fit_one_after_another() -
 
 
 def test_a_stride_spreads_the_frames_of_a_clip() -> None:
-    assert ClipProtocol(2, 2, 16, 16, "avg", clip_stride=3).frames(10).tolist() == [[0, 3], [6, 9]]
+    protocol = VideoEvaluation(16, 16, num_clips=2, clip_frames=2, clip_stride=3).protocol
+    assert protocol.frames(10).tolist() == [[0, 3], [6, 9]]
 
 
 def test_modes_and_statistics_are_left_as_they_were() -> None:
@@ -101,6 +112,17 @@ def test_modes_and_statistics_are_left_as_they_were() -> None:
 def test_an_empty_dataset_is_refused() -> None:
     with pytest.raises(ValueError, match="dataset must have at least 1"):
         video_features(small3d(), Videos((), np.zeros(0, int)), ClipProtocol(1, 4, 16, 16, "avg"), 4, CPU)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_the_recall_of_chance_is_that_of_draws_without_replacement(k: int) -> None:
+    gallery, same = 6, 2
+    features = np.eye(gallery + 1)[:gallery]  # the query is as far from each: they are found in a fixed order
+    query = np.ones((1, gallery + 1))
+    placings = [np.isin(np.arange(gallery), pair).astype(int) for pair in combinations(range(gallery), same)]
+    recalls = [recall_at(query, features, np.array([1]), labels, (k,))[k] for labels in placings]
+    missed = prod(1 - same / (gallery - i) for i in range(min(k, gallery - same + 1)))
+    assert np.mean(recalls) == pytest.approx(1 - missed)
 
 
 def test_a_gallery_of_the_queries_is_always_recalled() -> None:

@@ -219,3 +219,10 @@ def test_an_encoder_that_has_fewer_frames_than_a_clip_is_refused_and_takes_image
     assert torch.isfinite(mae().step(model, batch()).loss)
     with pytest.raises(ValueError, match=r"model must keep the frames of a clip to predict pixels, got 2 of 8"):
         mae().step(model, batch(frames=8))
+
+
+def test_hidden_patches_are_told_apart_by_their_places() -> None:
+    model = model_of(ENCODERS[0])
+    tokens = torch.zeros(1, 3, model["backbone"].feature_dim, dtype=torch.float64)
+    predicted = model["head"](tokens, torch.arange(4)[None])
+    assert not predicted[0, 2].allclose(predicted[0, 3])

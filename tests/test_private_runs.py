@@ -362,3 +362,15 @@ def test_cohorts_of_a_round_are_no_secret_so_clients_pay_for_what_they_were_in(t
     assert paid == attended
     most = max(attended.count(client) for client in range(4))
     assert ended["privacy"][0]["num_releases"] == 2 * most
+
+
+def test_no_picture_shows_training_videos_beside_a_promise(tmp_path: Path) -> None:
+    words = (
+        "engine=local", "data.num_train=16", "data.num_test=4", "data.num_classes=2", "partition.num_clients=2",
+        "cohort=null", "model=video_vit_tiny", "client.epochs=1", "rounds=1", "evaluation.ks=[1]", "strategy=fedavg",
+        "data.size=16", "height=16", "width=16",
+    )  # fmt: skip
+    for name, privacy in (("private", CLIENT), ("plain", ())):
+        assert main([*words, *privacy, f"run_dir={tmp_path / name}"]) == 0
+    assert not (tmp_path / "private" / "neighbours.png").exists()
+    assert (tmp_path / "plain" / "neighbours.png").exists()

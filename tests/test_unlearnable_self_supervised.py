@@ -45,6 +45,13 @@ def test_labels_of_what_is_learned_from_are_not_read() -> None:
     assert learned[0] == learned[1]
 
 
+def test_an_encoder_learns_from_the_images_that_it_is_given() -> None:
+    grey, truth = stripes(32)
+    learner = victim(3, ["optimizer.lr=0.1"])
+    scores = {learner(images, truth, CLASSES, defence(NONE), 0)(*_noise(90)) for images in (grey, 255 - grey)}
+    assert len(scores | {victim(0)(grey, truth, CLASSES, defence(NONE), 0)(*_noise(90))}) == 3
+
+
 def test_the_same_seed_gives_the_same_score_and_leaves_the_global_generator() -> None:
     before = torch.get_rng_state()
     assert score(1, defence(NONE), 3) == score(1, defence(NONE), 3)

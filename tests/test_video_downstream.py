@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from safetensors.numpy import save
+from safetensors.numpy import load_file, save
 from torch import Tensor, nn
 
 from fedssl.arrays import sha256
@@ -50,8 +50,10 @@ def videos(number: int, contrast: int = 100, seed: int = 0) -> ArrayDataset:
     return ArrayDataset(labels, ("dark", "bright"), ("",) * number, pixels.astype(np.uint8))
 
 
-def video_set(dataset: ArrayDataset, crop: float = 0.5, num_clips: int = 3, clip_frames: int = 4) -> VideoSet:
-    protocol = ClipProtocol(num_clips, clip_frames, 8, 8, "avg")
+def video_set(
+    dataset: ArrayDataset, crop: float = 0.5, num_clips: int = 3, clip_frames: int = 4, clip_stride: int = 1
+) -> VideoSet:
+    protocol = ClipProtocol(num_clips, clip_frames, 8, 8, "avg", clip_stride)
     return VideoSet(dataset, np.arange(len(dataset)), protocol, Views.of(8, 8, (crop, 1.0), 0.5, seed=0), CPU)
 
 
@@ -201,9 +203,13 @@ def test_a_view_is_a_part_of_its_video_and_has_no_neighbours() -> None:
 
 def test_views_that_keep_the_frame_begin_wherever_a_clip_fits() -> None:
     frames = np.arange(6, dtype=np.uint8).reshape(1, 6, 1, 1, 1).repeat(50, axis=0) * 10
-    everything = video_set(ArrayDataset(np.zeros(50, np.int64), ("a",), ("",) * 50, frames), crop=1.0)
-    clips = (everything.view(np.arange(50))[:, 0, :, 0, 0] * 25.5).round()
-    assert {tuple(clip.tolist()) for clip in clips} == {(s, s + 1, s + 2, s + 3) for s in range(3)}
+    dataset = ArrayDataset(np.zeros(50, np.int64), ("a",), ("",) * 50, frames)
+    for everything, begins, steps in (
+        (video_set(dataset, crop=1.0), range(3), (0, 1, 2, 3)),
+        (video_set(dataset, crop=1.0, clip_frames=2, clip_stride=4), range(2), (0, 4)),
+    ):
+        clips = (everything.view(np.arange(50))[:, 0, :, 0, 0] * 25.5).round()
+        assert {tuple(clip.tolist()) for clip in clips} == {tuple(begin + step for step in steps) for begin in begins}
 
 
 @pytest.mark.parametrize(
@@ -263,6 +269,15 @@ def test_one_command_scores_a_finished_run(run_dir: Path, capsys: pytest.Capture
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if "." in line]
     assert [line[0] for line in lines] == ["R@1", "kNN", "linear", "fine-tune"]
     assert all(0 <= float(number) <= 1 for line in lines for number in line[1:3])
+
+
+def test_an_encoder_that_diverged_is_one_line_and_status_2(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = load_file(run_dir / "encoder.safetensors")
+    (run_dir / "encoder.safetensors").write_bytes(
+        save({**tensors, "body.0.0.weight": tensors["body.0.0.weight"] * np.nan})
+    )
+    assert main([str(run_dir), *SMALL]) == 2
+    assert capsys.readouterr().err == "the features of the encoder are not all finite numbers\n"
 
 
 @pytest.mark.parametrize(

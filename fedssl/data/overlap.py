@@ -1,6 +1,7 @@
 """How far the clients of a partition share classes and examples, and how much of the data they use.
 
-`python -m fedssl.data.overlap [PARTITION ...] [key=value ...]` counts it; nothing is decoded.
+`python -m fedssl.data.overlap [PARTITION ...] [key=value ...]` counts it; only partitions by pixels decode any
+(feature_skew, semantic).
 """
 
 import argparse
@@ -99,7 +100,9 @@ def overlaps(words: Sequence[str]) -> dict[str, Overlap]:
 def main(arguments: list[str]) -> int:
     """Print the line of one partition or the table of several, and return the exit status: 0 completed, 2 bad input."""
     parser = argparse.ArgumentParser(prog="python -m fedssl.data.overlap", description=__doc__)
-    parser.add_argument("words", nargs="*", metavar="PARTITION | key=value", help="partitions, and settings of conf/")
+    parser.add_argument(
+        "words", nargs="*", metavar="PARTITION | key=value", help="partitions, and settings that hold for all of them"
+    )
     options = parser.parse_args(arguments)
     try:
         found = overlaps(options.words)

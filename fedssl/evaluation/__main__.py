@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         _show(evaluate_run(options.run_dir, options.overrides))
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, FloatingPointError) as error:
         sys.stderr.write(" ".join(str(error).split()) + "\n")
         return BAD_INPUT
     return COMPLETED

@@ -126,7 +126,7 @@ def encode_videos(
             clips = [_read_clips(dataset.read(int(index)), protocol, device) for index in videos]
             outputs = torch.cat([network(part) for part in torch.split(torch.cat(clips), batch_size)]).float()
             each = outputs.split([len(own) for own in clips])
-            merged += [merge(own.flatten(1)[None]).cpu().numpy() for own in each]
+            merged += [merge(own[None]).cpu().numpy() for own in each]
     return joined(merged)
 
 

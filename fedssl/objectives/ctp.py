@@ -90,8 +90,7 @@ class Ctp(Objective):
         clips, own = batch.views[0], batch.uniforms[:, _OWN:]
         height, width = clips.shape[-2:]
         boxes = self.patches.boxes(own, height, width)
-        with torch.autocast(clips.device.type, enabled=False):  # pixels, as exact as those of other views
-            pasted = self.patches.paste(clips, boxes, own)
+        pasted = self.patches.paste(clips, boxes, own)
         maps = cast(Encoder, model["backbone"]).feature_map(pasted)
         first = boxes[:, :, 0]
         predicted: Tensor = model["head"](maps, first / first.new_tensor([width, height, width, height]))

@@ -114,12 +114,13 @@ def fit(
     tally = PseudoLabelTally(examples.truth)
     begun, end = schedule.progress
     model.train()
-    with torch_stream(stream.seed, "train", stream.partition, stream.round):
+    device = next(model.parameters()).device
+    names = (stream.seed, "train", stream.partition, stream.round)
+    with torch_stream(*names), computing(model, schedule.precision, device):
         for batch, done in _batches(model, objective, examples, schedule, stream):
             batch = laid_out(batch, schedule.precision)
-            with computing(schedule.precision, batch.targets.device):
-                step = objective.step(model, batch)
-                penalty = rule.penalty(model, batch)
+            step = objective.step(model, batch)
+            penalty = rule.penalty(model, batch)
             loss = step.loss if penalty is None else step.loss + penalty
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"the loss became {loss.item()} at step {len(logs.get('loss', []))}")
