@@ -20,11 +20,13 @@ from fedssl.data.dataset import Splits
 from fedssl.errors import ConfigError, DataError
 from fedssl.evaluation.__main__ import main
 from fedssl.evaluation.fine_tune import FineTune
+from fedssl.evaluation.image_set import ImageSet, image_features
 from fedssl.evaluation.images import ImageEvaluation
 from fedssl.evaluation.knn import knn_accuracy
 from fedssl.evaluation.linear_probe import LinearProbe
 from fedssl.evaluation.low_density import LowDensity
 from fedssl.evaluation.measurement import SCORES
+from fedssl.evaluation.retrieval import recall_at
 from fedssl.evaluation.transfer import evaluate_run
 from fedssl.models.encoder import Encoder
 from fedssl.models.image import small_resnet
@@ -127,6 +129,18 @@ def test_the_order_of_the_images_changes_no_neighbour() -> None:
     plain = evaluation(encoder(), SPLITS, CPU)
     moved = evaluation(encoder(), Splits(shuffled(SPLITS.train), shuffled(SPLITS.test)), CPU)
     assert moved == pytest.approx(plain, abs=1e-4)
+
+
+def test_retrieval_is_that_of_the_features_among_training_images() -> None:
+    network, views = encoder(), EVALUATION.views()
+    bank, queries = (
+        image_features(network, ImageSet(data, np.arange(len(data)), views, CPU), 64)
+        for data in (SPLITS.train, SPLITS.test)
+    )
+    scores = replace(EVALUATION, scores=["retrieval", "kNN"], knn_k=1)(network, SPLITS, CPU)
+    expected = recall_at(queries, bank, SPLITS.test.labels, SPLITS.train.labels, (1, 5))
+    assert (scores["R@1"], scores["R@5"]) == (expected[1], expected[5])
+    assert scores["R@1"] == scores["kNN"] <= scores["R@5"]
 
 
 def test_features_are_taken_once_for_all_scores() -> None:

@@ -16,6 +16,7 @@ from fedssl.evaluation.image_set import ImageSet, image_features
 from fedssl.evaluation.knn import knn_accuracy
 from fedssl.evaluation.linear_probe import LinearMap, standardisation
 from fedssl.evaluation.rankme import rankme
+from fedssl.evaluation.retrieval import recall_at
 from fedssl.evaluation.risk import TERMS, risk
 from fedssl.evaluation.similarity import class_cosines, spread
 from fedssl.evaluation.subsets import at_most, labelled
@@ -41,6 +42,7 @@ SCORES: Mapping[str, tuple[str, ...]] = {
     "low-density": ("few labels", "low-density"),
     "risk": TERMS,
     "membership": ("membership AUC",),
+    "retrieval": ("R@1", "R@5"),
 }
 """The names of the numbers that a score is made of."""
 
@@ -92,6 +94,7 @@ class Measurement:
             "feature std": lambda: (spread(self._queries),),
             "risk": self._risk,
             "membership": lambda: (self._membership(),),
+            "retrieval": self._retrieval,
         }
         return dict(zip(SCORES[score], measures[score](), strict=True))
 
@@ -189,6 +192,10 @@ class Measurement:
             views = [image_features(self.encoder, images, settings.batch_size, name) for name in names]
             scores.append(mean_cosine(np.stack(views, axis=1)))
         return attack(*scores, num_resamples=1).auc
+
+    def _retrieval(self) -> tuple[float, ...]:
+        labels = (self._test.labels, self._train.labels)
+        return tuple(recall_at(self._queries, self._bank, *labels, (1, 5)).values())
 
     def _fine_tune(self, score: str) -> dict[str, float]:
         settings = self.settings
