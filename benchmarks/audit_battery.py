@@ -31,6 +31,7 @@ from fedssl.privacy.example import Cell, Example, Sampled
 from fedssl.privacy.local import Local
 from fedssl.privacy.mechanism import Mechanism, Setting
 from fedssl.privacy.noise import NoiseKey
+from fedssl.privacy.planted import log_ratio
 from fedssl.seeding import derive, generator, uniforms
 from fedssl.training.loop import Examples, LocalRule, Schedule, Stream
 from fedssl.training.private_loop import PrivateSteps, fit_privately
@@ -185,7 +186,7 @@ def audit(case: Case, multiplier: float, seed: int, num_canaries: int, keys: typ
             seen = _of_steps(cast(Sampled, mechanism), account, included, key, setting)
         epsilon = account.epsilon()
     rate = account.terms.release.sampling_rate
-    scores = np.log1p(rate * np.expm1((2 * seen - 1) / (2 * multiplier**2))).sum(axis=0)
+    scores = log_ratio(seen, multiplier, rate).sum(axis=0)
     each = num_canaries // GUESSED
     num_guesses, num_correct = guess(scores, included, each, each)
     lower = {

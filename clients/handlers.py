@@ -16,6 +16,7 @@ from fedssl.objectives.objective import UNKNOWN
 from fedssl.privacy.example import Sampled
 from fedssl.privacy.mechanism import Mechanism
 from fedssl.privacy.noise import NoiseKey
+from fedssl.privacy.planted import EVIDENCE, PLANTED, Planted
 from fedssl.training.loop import Examples
 from fedssl.training.private_loop import PrivateSteps
 from fedssl.wire import (
@@ -46,10 +47,11 @@ def train(message: Message, context: Context, config: RunConfig) -> Message:
     partition = _partition(context, workspace)
     memory = recall(context)
     key = _noise_key(workspace, task)
+    planted = None if key is None else workspace.planted(partition)
     if workspace.mechanism is not None and key is not None:
         charge_self(context, workspace.mechanism, workspace.terms, partition, task.round, key)
     try:
-        outcome = _work(workspace, task, memory, partition, key)
+        outcome = _work(workspace, task, memory, partition, key, planted)
         trained = bundle.arrays(workspace.model, None, copy=False)
         if name := not_finite(trained):
             raise FloatingPointError(f"{name} is not finite after training")
@@ -65,7 +67,7 @@ def train(message: Message, context: Context, config: RunConfig) -> Message:
     metrics = {**outcome.metrics, NUM_LABELLED: float((labels != UNKNOWN).sum())}
     update = LocalUpdate(partition, task.round, shared, num_examples, metrics, outcome.sent)
     if workspace.mechanism is not None and key is not None:
-        update = _protected(workspace, update, task, key)
+        update = _protected(workspace, update, task, key, planted)
     reply = Message(write_update(update), reply_to=message)
     remember(context, Memory(trained, outcome.kept))
     return reply
@@ -83,14 +85,20 @@ def _noise_key(workspace: Workspace, task: TrainTask) -> NoiseKey | None:
     return NoiseKey.from_seed(task.seed) if mechanism.noise == "reproducible" else NoiseKey.fresh()
 
 
-def _protected(workspace: Workspace, update: LocalUpdate, task: TrainTask, key: NoiseKey) -> LocalUpdate:
-    """Return what may leave: no number but the public count, no array beside the model, no statistics."""
+def _protected(
+    workspace: Workspace, update: LocalUpdate, task: TrainTask, key: NoiseKey, planted: Planted | None = None
+) -> LocalUpdate:
+    """Return what may leave: no number but the public count, no array beside the model, no statistics.
+
+    What the noised steps show of planted canaries may leave as the steps themselves may.
+    """
     mechanism = cast(Mechanism, workspace.mechanism)
     buffers = bundle.buffer_names(workspace.model)
     path = (update.partition, update.round)
     arrays = mechanism.sent(task.arrays, update.arrays, buffers, workspace.terms, key, path)
     metrics = update.metrics if mechanism.metrics == "unprotected" else {}
-    return LocalUpdate(*path, arrays, len(workspace.indices(update.partition)), metrics)
+    extras = {} if planted is None else {PLANTED: {EVIDENCE: planted.taken()}}
+    return LocalUpdate(*path, arrays, len(workspace.indices(update.partition)), metrics, extras)
 
 
 def evaluate(message: Message, context: Context, config: RunConfig) -> Message:
@@ -116,7 +124,12 @@ def query(message: Message, context: Context, config: RunConfig) -> Message:
 
 
 def _work(
-    workspace: Workspace, task: TrainTask, memory: Memory | None, partition: int, key: NoiseKey | None
+    workspace: Workspace,
+    task: TrainTask,
+    memory: Memory | None,
+    partition: int,
+    key: NoiseKey | None,
+    planted: Planted | None,
 ) -> Outcome:
     """Train the model shell in place."""
     procedure: LocalTraining = build(workspace.config, "client")
@@ -127,7 +140,7 @@ def _work(
     bundle.load(workspace.model, procedure.begin(workspace.initial, memory, task))
     private = None
     if isinstance(workspace.mechanism, Sampled) and key is not None:
-        private = PrivateSteps(workspace.mechanism, workspace.terms, key, workspace.whole(partition))
+        private = PrivateSteps(workspace.mechanism, workspace.terms, key, workspace.whole(partition), planted)
     return procedure.train(Work(workspace.model, workspace.objective, examples, task, partition, memory, private))
 
 

@@ -119,17 +119,27 @@ class Canaries:
 
     Attributes:
         fraction: Share of each client's examples that a coin keeps or leaves out; 0 leaves all of them in.
+        directions: Further canaries, each a random direction that is pushed wherever units are noised: in every client,
+            or at the server, as many as this.
         flipped: Whether every coin is turned: the twin run, which trains on what the other leaves out.
-        seed: Names the coins.
+        seed: Names the examples, and the coins where `coins` does not.
+        coins: Names the coins alone, so that a shadow run throws others for the same examples; None: `seed` does.
     """
 
     fraction: float
+    directions: int
     flipped: bool
     seed: int
+    coins: int | None = None
 
     def __post_init__(self) -> None:
         within(0, 1, fraction=self.fraction)
-        at_least(0, seed=self.seed)
+        at_least(0, seed=self.seed, directions=self.directions, coins=self.coins)
+
+    @property
+    def coin_seed(self) -> int:
+        """What the coins are thrown from."""
+        return self.seed if self.coins is None else self.coins
 
 
 @dataclass(frozen=True, slots=True)

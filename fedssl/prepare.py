@@ -1,5 +1,7 @@
 """Everything a run needs, tried once before its first round."""
 
+import logging
+
 from fedssl.config import COMPONENTS, RunConfig, build, key_first
 from fedssl.data.file_dataset import fill_cache
 from fedssl.data.partition import Overlapping
@@ -11,6 +13,9 @@ from fedssl.objectives.objective import CLASSIFIER, UNKNOWN
 from fedssl.seeding import torch_stream
 from fedssl.training.precision import check_precision
 from fedssl.workspace import Workspace, open_workspace
+
+LOGGER = logging.getLogger("fedssl")
+_FEW_UNITS = 1000
 
 
 def prepare(config: RunConfig) -> Workspace:
@@ -103,18 +108,28 @@ def _check_protection(workspace: Workspace) -> None:
 def _check_privacy(workspace: Workspace) -> None:
     """Raise ConfigError when a guarantee would not hold."""
     mechanism, config = workspace.mechanism, workspace.config
+    directions = config.canaries.directions
+    if directions and (mechanism is None or not mechanism.takes_planted):
+        what = "must be 0 unless a sum of units is noised: privacy=example, logit, cell, or client without"
+        raise ConfigError(f"canaries.directions={directions}: {what} secure_aggregation")
     if mechanism is None:
         return
     if isinstance(workspace.partitioner, Overlapping) and mechanism.unit != "client":
         what = f"must give no example to several clients with privacy={mechanism.name}"
         kind = type(workspace.partitioner).__name__
         raise PrivacyError(f"partition={kind}: {what}; use privacy=client, or another partition", "PRIV-OVERLAP")
+    alone = not workspace.protected.overlapping and not workspace.objective.contract.numbered
+    if config.canaries.fraction and not alone:
+        what = "must be 0 with privacy where several clients may hold an example, or the objective numbers them"
+        raise ConfigError(f"canaries.fraction={config.canaries.fraction}: {what}")
     mechanism.check(workspace.protected)
     if mechanism.at_server and config.quorum is not None:
         raise ConfigError(
             f"quorum={config.quorum}: must be null with privacy=client, a client that fails counts as zero"
         )
-    workspace.terms  # noqa: B018 - the noise that a target asks for
+    delta, units = workspace.terms.delta, mechanism.num_units(workspace.protected)  # the noise that a target asks for
+    if 0 < units < _FEW_UNITS:
+        LOGGER.warning("privacy.delta=%.3g: with %s units it is no negligible chance that nothing holds", delta, units)
     if workspace.parts is not None:
         largest = max(range(workspace.num_clients), key=lambda client: len(workspace.indices(client)))
         workspace.model.train()

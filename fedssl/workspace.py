@@ -15,14 +15,18 @@ from fedssl.arrays import Arrays, sha256
 from fedssl.config import MISSING, RunConfig, build, key_first
 from fedssl.data.dataset import Dataset, Splits
 from fedssl.data.deficiency import Deficiency, Known
-from fedssl.data.partition import OnDevice, Partitioner, partition
+from fedssl.data.partition import OnDevice, Overlapping, Partitioner, partition
 from fedssl.errors import ConfigError
 from fedssl.evaluation.personal import PersonalEvaluation
 from fedssl.models import bundle
 from fedssl.models.encoder_file import read_encoder
 from fedssl.objectives.objective import UNKNOWN, Batch, Objective, Population
 from fedssl.privacy.canaries import Canaries, throw
+from fedssl.privacy.example import Sampled
+from fedssl.privacy.gradients import trainable
+from fedssl.privacy.ledger import client_scope
 from fedssl.privacy.mechanism import Mechanism, Setting, Terms
+from fedssl.privacy.planted import Planted, Planting
 from fedssl.privacy.unlearnable.noise import Noise
 from fedssl.privacy.unlearnable.protected_dataset import ProtectedDataset, kept, stills
 from fedssl.privacy.unlearnable.protector import Owned, Protector, Say, silent
@@ -82,7 +86,22 @@ class Workspace:
         if self._dealt is None:
             raise ConfigError(f"canaries.fraction={setting.fraction}: must be 0 with partition=on_device")
         parts = [self._without(self._divided(part)[0], self.known.server) for part in self.members]
-        return throw(parts, setting.fraction, setting.seed, flipped=setting.flipped)
+        return throw(parts, setting.fraction, setting.seed, flipped=setting.flipped, coins=setting.coin_seed)
+
+    @property
+    def planting(self) -> Planting | None:
+        """Canaries that are planted where noise is added; None where there are none."""
+        setting = self.config.canaries
+        if setting.directions == 0:
+            return None
+        return Planting(setting.directions, setting.seed, setting.coin_seed, setting.flipped)
+
+    def planted(self, client: int) -> Planted | None:
+        """Return the canaries in a client's steps, with nothing seen of them yet; None where there are none."""
+        if self.planting is None or not isinstance(self.mechanism, Sampled):
+            return None
+        shapes = {name: tuple(value.shape) for name, value in trainable(self.model).items()}
+        return self.planting.plant(client_scope(client), shapes)
 
     @staticmethod
     def _without(part: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -285,6 +304,7 @@ class Workspace:
             "availability": config.components["availability"]["_target_"] is not None,
             "labelled_rounds": config.labelled_rounds > 0,
         }
+        scores = {"early_stop.score": config.early_stop.score, "checkpoint.best": config.checkpoint.best}
         return Setting(
             objective=self.objective,
             model=self.model,
@@ -299,6 +319,10 @@ class Workspace:
             fixed_cohort=next((name for name, there in restricted.items() if there), None),
             shows_clients=config.components["client_evaluation"]["_target_"] is not None,
             server_trains=self.parts is not None and len(self.known.server) > 0,
+            chooses=next((name for name, score in scores.items() if score is not None), None),
+            evaluates=config.components["evaluation"]["_target_"] is not None,
+            begins_trained=config.init is not None,
+            overlapping=isinstance(self.partitioner, Overlapping),
         )
 
     @cached_property

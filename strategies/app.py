@@ -1,6 +1,7 @@
 """The ServerApp: one run from configuration to report, the same on every runtime."""
 
 import copy
+import json
 import logging
 import time
 import traceback
@@ -33,7 +34,7 @@ from fedssl.privacy.client import Client
 from fedssl.report.html import Held, write_report
 from fedssl.report.progress import Progress
 from fedssl.report.records import RunResult
-from fedssl.report.rundir import CONFIG, ERROR, RunDirectory
+from fedssl.report.rundir import CONFIG, ERROR, PLANTED, RunDirectory
 from fedssl.report.tracker import Tracker
 from fedssl.report.versions import versions
 from fedssl.simulation.grid import SimulationGrid
@@ -105,7 +106,9 @@ def _account(workspace: Workspace, rundir: RunDirectory, saved: Bundle | None) -
     if workspace.mechanism is None:
         return None
     state = saved.strategy[_PRIVACY] if saved else None
-    return Account(workspace.mechanism, workspace.protected, rundir.path, workspace.config.seed, state)
+    return Account(
+        workspace.mechanism, workspace.protected, rundir.path, workspace.config.seed, state, workspace.planting
+    )
 
 
 def _check_rule(workspace: Workspace, strategy: Federated, initial: Arrays) -> None:
@@ -117,8 +120,8 @@ def _check_rule(workspace: Workspace, strategy: Federated, initial: Arrays) -> N
     if strategy.extras(initial):
         what = "needs arrays beside the model, which nobody noises; use strategy=fedavg, fedavgm or fedadam"
         raise PrivacyError(f"strategy={rule}: {what}", "PRIV-STATE")
-    if strategy.metrics and mechanism.metrics == "protected":
-        what = f"needs {', '.join(strategy.metrics)} of every client, which is not released; use strategy=fedavg"
+    if strategy.metrics:
+        what = f"needs {', '.join(strategy.metrics)} of every client, which nobody noises; use strategy=fedavg"
         raise PrivacyError(f"strategy={rule}: {what}", "PRIV-METRIC")
     if not isinstance(mechanism, Client):
         return
@@ -310,6 +313,8 @@ def _held(workspace: Workspace) -> Held | None:
 def _finish(run: _Run, recorder: Recorder, result: RunResult, answers: Sequence[Answer]) -> None:
     workspace, rundir = run.workspace, run.rundir
     rundir.write_model(recorder.arrays)
+    if run.account and workspace.planting:
+        rundir.write_text(PLANTED, json.dumps(run.account.evidence, indent=1, allow_nan=False) + "\n")
     classes = () if workspace.parts is None else workspace.splits.train.classes
     write_report(rundir, workspace.config.text, recorder.records, result, _held(workspace), classes, answers)
     rundir.write_result(result)

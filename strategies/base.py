@@ -228,7 +228,7 @@ class Federated(ABC):
 
         def updates() -> Iterator[LocalUpdate]:
             for done, (partition, reply) in enumerate(zip(cohort, replies_in_order(grid, messages), strict=True), 1):
-                update = self._receive(reply, partition, current, round_number, tally, listener)
+                update = self._receive(reply, partition, current, round_number, tally, listener, plan.account)
                 listener.client_done(round_number, done, len(cohort))
                 if update is not None and update.num_examples > 0:
                     tally.conflict.add(update)
@@ -250,18 +250,28 @@ class Federated(ABC):
         return dict(plan.teach(merged, round_number)) if plan.teach else merged, tally
 
     def _receive(
-        self, reply: Message, partition: int, current: Arrays, round_number: int, tally: _Tally, listener: Listener
+        self,
+        reply: Message,
+        partition: int,
+        current: Arrays,
+        round_number: int,
+        tally: _Tally,
+        listener: Listener,
+        account: Account | None,
     ) -> LocalUpdate | None:
         """Return the update when it is sound; otherwise count a failure and return None."""
         if reply.has_error():
             reason, details = last_line(reply.error.reason), reply.error.reason or ""
         else:
+            extras = {**self.extras(current), **(account.extras if account else {})}
             try:
-                update = read_sound(reply, partition, round_number, current, self.metrics, self.extras(current))
+                update = read_sound(reply, partition, round_number, current, self.metrics, extras)
             except ValueError as error:
                 reason = details = str(error)
             else:
                 tally.add(update)
+                if account:
+                    account.received(update)
                 return update
         tally.failures.append(Failure(round_number, partition, reason))
         listener.client_failed(tally.failures[-1], details)

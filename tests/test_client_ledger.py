@@ -33,7 +33,7 @@ from fedssl.workspace import open_workspace
 from simulate import main
 
 KEY = NoiseKey.from_seed(5)
-SHARES = (*CLIENT, "privacy.secure_aggregation=true", "privacy.min_survivors=4")
+SHARES = (*CLIENT, "privacy.secure_aggregation=true", "privacy.min_survivors=4", "privacy.adjacency=zero_out")
 MECHANISMS = {"cell": CELL, "local": LOCAL, "shares": SHARES}
 
 
@@ -262,7 +262,7 @@ def test_examples_of_the_server_are_named_where_it_trains_on_some(tmp_path: Path
 
 def test_secure_aggregation_names_the_server_and_what_it_sees() -> None:
     plain = Client(noise_multiplier=1)
-    shares = Client(noise_multiplier=1, secure_aggregation=True, min_survivors=2)
+    shares = Client(noise_multiplier=1, secure_aggregation=True, min_survivors=2, adjacency="zero_out")
     assert plain.adversary == "the other clients and whoever gets the model"
     assert shares.adversary == f"the server (honest but curious: it sees sums alone), {plain.adversary}"
     assert shares.released == f"the sum of updates and {plain.released}"

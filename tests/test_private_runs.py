@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Context, Message
 from test_resume import interrupt_after
 from test_runs import result
 
 import strategies.base
 from clients import handlers
 from clients.local_training import Outcome
-from fedssl.privacy.account import KEY, LEDGER
+from fedssl.config import RunConfig
+from fedssl.privacy.account import KEY, LEDGER, SUMS
+from fedssl.privacy.accounting import gaussian_epsilon
 from fedssl.wire import LocalUpdate
 from simulate import main
 
@@ -73,6 +76,21 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             "PRIV-OVERLAP",
             ["must give no example to several clients", "use privacy=client, or another partition"],
         ),
+        (
+            (*EXAMPLE, "objective=diet"),
+            "PRIV-E-COUPLED",
+            ["privacy.adjacency=add_remove: Diet numbers examples", "use zero_out or replace_one"],
+        ),
+        (
+            (*CELL, "objective=essl", "objective@objective.host=diet"),
+            "PRIV-E-COUPLED",
+            ["privacy.adjacency=add_remove: Essl numbers examples"],
+        ),
+        (
+            (*EXAMPLE, "objective=essl", "objective@objective.host=rscfed", "augmentation=semi"),
+            "PRIV-E-COUPLED",
+            ["Essl's coupling is batch: its batches are mixed by who is labelled"],
+        ),
         ((*EXAMPLE, "objective=fixmatch", "augmentation=semi"), "PRIV-E-COUPLED", ["coupling is batch", "rotnet, mae"]),
         ((*EXAMPLE, "augmentation.style=1"), "PRIV-E-COUPLED", ["augmentation.style: must be null"]),
         (
@@ -114,6 +132,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         ((*EXAMPLE, "client_evaluation=personal"), "PRIV-METRIC", ["client_evaluation=none, or privacy.metrics=unp"]),
         ((*CLIENT, "client_evaluation=personal"), "PRIV-METRIC", ["client_evaluation=none, or privacy.metrics=unp"]),
         (
+            (*EXAMPLE, "strategy=fedvssl", "privacy.metrics=unprotected"),
+            "PRIV-METRIC",
+            ["strategy=FedVSSL: needs loss"],
+        ),
+        (
+            (*LOCAL, "evaluation=images", "early_stop.score=kNN"),
+            "PRIV-METRIC",
+            ["early_stop.score: a score of the clients' data would choose a round", "privacy.metrics=unprotected"],
+        ),
+        ((*CLIENT, "evaluation=images", "checkpoint.best=kNN"), "PRIV-METRIC", ["checkpoint.best: a score"]),
+        (
             ("privacy=client", NOISE, "strategy=median"),
             "PRIV-AGG",
             ["strategy=Median: is no mean", "fedavgm or fedadam"],
@@ -123,8 +152,25 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         ((*CLIENT, "cohort=2", "availability=dropout"), "PRIV-SAMPLER", ["set privacy.amplification=none"]),
         ((*CLIENT, "privacy.delta=0.25"), "PRIV-DELTA", ["privacy.delta=0.25: must be below 0.25"]),
         ((*EXAMPLE, "privacy.delta=0.02"), "PRIV-DELTA", ["privacy.delta=0.02: must be below 0.0111"]),
+        (
+            (*CLIENT, "privacy.group_size=2", "privacy.adjacency=replace_one"),
+            None,
+            ["privacy.group_size must be 1 where one unit replaces another, got 2"],
+        ),
         (("privacy=example",), None, ["privacy.noise_multiplier or target_epsilon: give exactly one of them"]),
         ((*CLIENT, "privacy.target_epsilon=3"), None, ["give exactly one of them, got 1 and 3"]),
+        (
+            (
+                *CLIENT,
+                "partition=k400_paper_8c",
+                "partition.num_clients=4",
+                "partition.width=2",
+                "canaries.fraction=0.3",
+            ),
+            None,
+            ["canaries.fraction=0.3: must be 0 with privacy where several clients may hold an example"],
+        ),
+        ((*CLIENT, "objective=diet", "canaries.fraction=0.3"), None, ["or the objective numbers them"]),
         ((*CLIENT, "quorum=2"), None, ["quorum=2: must be null with privacy=client"]),
         ((*CLIENT, "privacy.quantile=0.5"), None, ["privacy.noise_multiplier=1: must be below 0.4 with a quantile"]),
     ],
@@ -374,3 +420,80 @@ def test_no_picture_shows_training_videos_beside_a_promise(tmp_path: Path) -> No
         assert main([*words, *privacy, f"run_dir={tmp_path / name}"]) == 0
     assert not (tmp_path / "private" / "neighbours.png").exists()
     assert (tmp_path / "plain" / "neighbours.png").exists()
+
+
+def test_where_clients_share_examples_nothing_is_said_of_one_example(tmp_path: Path) -> None:
+    shared = ("partition=k400_paper_8c", "partition.num_clients=4", "partition.width=2")
+    statements = ran(tmp_path, *CLIENT, *shared, "rounds=1")["privacy"]
+    assert [each["unit"] for each in statements] == ["client"]
+
+
+def test_an_example_is_promised_a_delta_below_one_over_the_examples(
+    tmp_path: Path, whole: Callable[[str], Path]
+) -> None:
+    of_client, of_example = result(whole("client"))["privacy"]
+    assert of_client["delta"] == pytest.approx(1 / (10 * 4))
+    assert of_example["delta"] == pytest.approx(1 / (10 * 90), rel=0.05)
+    assert of_example["epsilon"] > of_client["epsilon"]
+
+
+def test_what_a_guarantee_leaves_out_is_said(tmp_path: Path) -> None:
+    scored = ("evaluation=images", "evaluation.scores=[kNN]")
+    first = ran(tmp_path / "first", *EXAMPLE, *scored, "rounds=1")
+    text = first["privacy"][0]["statement"]
+    assert "scores of the encoder are computed on the clients' examples and are outside it" in text
+    assert "began with" not in text
+    chosen = (
+        "privacy.metrics=unprotected",
+        "checkpoint.best=kNN",
+        f"init={tmp_path / 'first' / 'encoder.safetensors'}",
+    )
+    text = ran(tmp_path / "second", *EXAMPLE, *scored, *chosen, "rounds=1")["privacy"][0]["statement"]
+    assert "the encoder that training began with was made without these examples" in text
+    assert "rounds are chosen by such a score (checkpoint.best)" in text
+
+
+@pytest.mark.parametrize("noise", ["reproducible", "secure"])
+def test_a_round_that_is_made_again_of_other_updates_has_other_noise_and_is_paid_for_again(
+    noise: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*CLIENT, f"privacy.noise={noise}"]
+    arguments = interrupted(tmp_path, monkeypatch, *words)
+    train, once = handlers.train, len(charges(tmp_path))
+
+    def failing(message: Message, context: Context, config: RunConfig) -> Message:
+        if context.node_config["partition-id"] == 2:
+            raise RuntimeError("went away")
+        return train(message, context, config)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(handlers, "train", failing)
+        assert main(arguments) == 0
+    paid = charges(tmp_path)
+    assert [charge["round"] for charge in paid] == [1, 2, 2, 3]
+    assert len({charge["key"] for charge in paid if charge["round"] == 2}) == 2
+    assert once == 2
+    sums = [json.loads(line) for line in (tmp_path / SUMS).read_text().splitlines()]
+    assert [each["round"] for each in sums] == [1, 2, 2, 3]
+
+
+def test_no_budget_is_left_for_a_round_that_is_made_again_of_other_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path]
+) -> None:
+    limit = rounds(whole("client"))[1]["epsilon"] * 1.001
+    arguments = interrupted(tmp_path, monkeypatch, *CLIENT, f"privacy.max_epsilon={limit}")
+    path = tmp_path / SUMS
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], lines[1].replace('"sum": "', '"sum": "0')]) + "\n")
+    assert main(arguments) == 3
+    assert "was released with other updates" in (tmp_path / "error.txt").read_text()
+    assert len(charges(tmp_path)) == 2
+
+
+def test_a_group_of_units_has_a_statement_of_its_own(tmp_path: Path, whole: Callable[[str], Path]) -> None:
+    alone = result(whole("client"))["privacy"]
+    made = ran(tmp_path, *CLIENT, "privacy.group_size=2", "rounds=3")["privacy"]
+    assert made[0] == alone[0]
+    assert (made[1]["unit"], made[1]["adjacency"]) == ("group of 2 clients", "add_remove")
+    # three releases without sampling: twice the shift
+    assert made[1]["epsilon"] == pytest.approx(gaussian_epsilon(2 * math.sqrt(3), made[1]["delta"]))

@@ -113,7 +113,9 @@ def test_coins_of_another_step_client_or_round_are_thrown_anew(
     "mechanism",
     [
         Local(noise_multiplier=1.0, delta=1e-5),
-        Client(noise_multiplier=1.0, secure_aggregation=True, min_survivors=4, amplification="none"),
+        Client(
+            noise_multiplier=1.0, secure_aggregation=True, min_survivors=4, amplification="none", adjacency="zero_out"
+        ),
     ],
     ids=["message", "share"],
 )

@@ -22,7 +22,7 @@ CURRENT = {"backbone.w": np.ones(4, np.float32), "backbone.n": np.array(3, np.in
 
 
 def mean(noise: float, survivors: int, clients: int) -> NoisedMean:
-    mechanism = Client(noise_multiplier=noise, secure_aggregation=True, min_survivors=survivors)
+    mechanism = Client(noise_multiplier=noise, secure_aggregation=True, min_survivors=survivors, adjacency="zero_out")
     return NoisedMean(mechanism, Terms(noise, 1e-3, Release(noise, 1.0, 1.0, 1)), 1.0, clients, KEY, 1.0)
 
 
@@ -63,10 +63,18 @@ def test_too_few_survivors_move_nothing() -> None:
     assert merged(mean(0.0, 3, clients=4), [0.25, 0.25])["backbone.w"].tolist() == [1.0] * 4
 
 
-def test_the_shares_of_the_fewest_survivors_are_all_of_the_noise() -> None:
+def test_the_shares_of_all_but_one_of_the_fewest_survivors_are_all_of_the_noise() -> None:
     rule = mean(2.0, 3, clients=3)
     draws = np.concatenate([merged(rule, [0.0] * 3, number)["backbone.w"] - 1 for number in range(1, 501)])
-    assert np.std(draws * 3) == pytest.approx(2.0, rel=0.06)  # 2,000 draws: 4 standard errors
+    # whoever takes one of three shares away is left with two thirds of the variance, which is that of the ledger
+    assert np.std(draws * 3) * (2 / 3) ** 0.5 == pytest.approx(2.0, rel=0.06)  # 2,000 draws: 4 standard errors
+
+
+def test_a_neighbouring_federation_has_as_many_clients() -> None:
+    with pytest.raises(ValueError, match="adjacency must be zero_out or replace_one with secure_aggregation"):
+        Client(noise_multiplier=1.0, secure_aggregation=True, min_survivors=2)
+    with pytest.raises(ValueError, match="min_survivors must be at least 2, got 1"):
+        Client(noise_multiplier=1.0, secure_aggregation=True, min_survivors=1, adjacency="zero_out")
 
 
 def test_survivors_are_asked_for_with_secure_aggregation_alone() -> None:
@@ -81,8 +89,9 @@ def test_a_release_of_keys_that_clients_drew_anew_is_another_release(
 ) -> None:
     survivors = 2 if shares else None
     mechanism = Client(
-        noise_multiplier=1.0, delta=1e-3, noise="secure", secure_aggregation=shares, min_survivors=survivors
-    )
+        noise_multiplier=1.0, delta=1e-3, noise="secure", secure_aggregation=shares, min_survivors=survivors,
+        adjacency="zero_out",
+    )  # fmt: skip
     run = Setting(RotNet(), nn.ModuleDict(), "share", None, None, 2, 1, 4, 0, None, None, False)
     for _ in range(2):  # the second process goes on from before the round
         account = Account(mechanism, run, tmp_path, 0, None)

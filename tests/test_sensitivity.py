@@ -1,6 +1,7 @@
 """How far a clipped sum moves when one example leaves the batch: never further than the clip, or not private."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,6 +91,26 @@ def test_the_sum_moves_by_at_most_the_clip_whichever_example_leaves(name: str) -
     moves = [furthest_in_batch(chosen, objective, *drawn(objective, trial)) for trial in range(TRIALS)]
     assert max(moves) <= 1 + 1e-5
     assert max(moves) > 1 - 1e-5  # the bound is attained: a smaller one would be wrong
+
+
+@pytest.mark.parametrize("name", PER_EXAMPLE)
+def test_a_loss_that_depends_on_the_number_of_an_example_says_so(name: str) -> None:
+    objective = PER_EXAMPLE[name]()
+    chosen = engine("functional" if name in ("video_mae", "croco") else "ghost")
+    model, batch = drawn(objective, 0)
+    renamed = replace(batch, places=batch.places.roll(1))
+    one, other = (flat(chosen(model, objective, each, 1.0).sums) for each in (batch, renamed))
+    assert one.equal(other) != objective.contract.numbered
+
+
+def test_without_an_example_the_others_have_other_numbers_and_the_sum_moves_further_than_the_clip() -> None:
+    objective = Diet(num_classes=8)
+    model, batch = drawn(objective, 0, size=8)
+    clip = 1e-6
+    whole = flat(engine("ghost")(model, objective, batch, clip).sums)
+    rest = batch.where(torch.arange(8) > 0)
+    moved = whole - flat(engine("ghost")(model, objective, replace(rest, places=rest.places - 1), clip).sums)
+    assert moved.norm().item() / clip > 1.5
 
 
 def furthest_in_batch(

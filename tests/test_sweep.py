@@ -14,7 +14,7 @@ from fedssl.report.rundir import RESULT, RunDirectory
 from fedssl.sweep.plan import Sweep, expand, read_plan
 from fedssl.sweep.point import OUTCOME
 from fedssl.sweep.privacy import Audit, Privacy
-from fedssl.sweep.privacy_table import column_names, frontier, pareto
+from fedssl.sweep.privacy_table import column_names, frontier, group_rows, pareto
 from fedssl.sweep.run import run_sweep
 from fedssl.sweep.study import POINTS, Outcome, Point
 from fedssl.sweep.table import csv_text, groups_of
@@ -67,7 +67,7 @@ def outcome(objective: str, epsilon: str, seed: int, knn: float | None, **more: 
     return Outcome(labels, (), "done", "", 1.5, numbers)
 
 
-LEAK = {"epsilon spent": 1.0, "lower bound": 0.2, "attack AUC": 0.55, "SSLMem": 0.01}
+LEAK = {"epsilon spent": 1.0, "lower bound": 0.4, "lower bound of an example": 0.2, "attack AUC": 0.55, "SSLMem": 0.01}
 OUTCOMES = [
     outcome("rotnet", "1", 0, 0.5, **LEAK),
     outcome("rotnet", "1", 1, 0.7, **LEAK),
@@ -210,13 +210,20 @@ def test_the_frontier_of_groups_takes_means_over_seeds() -> None:
     assert frontier(groups, "kNN") == [True, True, False, False, False]  # byol without noise only equals rotnet at 8
 
 
+def test_what_is_no_more_than_the_spread_is_no_gain() -> None:
+    groups = groups_of([outcome("rotnet", "1", seed, knn) for seed, knn in enumerate((0.3, 0.5, 0.3))])
+    assert groups[0].differences("kNN", "untrained kNN") == pytest.approx([0.0, 0.2, 0.0])
+    header, rows = group_rows(groups, ["kNN"])
+    assert rows[0][header.index("kNN gained")] == "+0.067 ± 0.115, none"
+
+
 def test_the_csv_has_a_row_a_point_and_a_column_a_number() -> None:
     header, first, *_, last = csv_text(OUTCOMES, column_names(OUTCOMES)).splitlines()
     assert header == (
         "objective,mechanism,epsilon,seed,status,reason,seconds,"
-        "kNN,untrained kNN,epsilon spent,lower bound,attack AUC,SSLMem"
+        "kNN,untrained kNN,epsilon spent,lower bound,lower bound of an example,attack AUC,SSLMem"
     )
-    assert first == "rotnet,example,1,0,done,,1.500,0.5,0.3,1.0,0.2,0.55,0.01"
+    assert first == "rotnet,example,1,0,done,,1.500,0.5,0.3,1.0,0.4,0.2,0.55,0.01"
     assert last.startswith('simclr,example,1,0,refused,"privacy=example: no, | never [PRIV-E-COUPLED]",0.100,,')
 
 
@@ -224,6 +231,7 @@ def test_the_report_has_a_table_a_plot_and_a_page(tmp_path: Path) -> None:
     page = Privacy().report(tmp_path, OUTCOMES)
     table = (tmp_path / "sweep.md").read_text()
     assert "| rotnet | example | 1 | 0.600 ± 0.141 |" in table
+    assert "| +0.300 ± 0.141 | yes | 2 done |" in table
     assert "1 refused: privacy=example: no, / never [PRIV-E-COUPLED]" in table
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert "data:image/png;base64," in page.read_text()
@@ -241,14 +249,16 @@ def test_a_sweep_of_two_real_points_audits_both_and_the_second_call_runs_nothing
     words = [*TINY, "canaries.fraction=0.5"]
     grid = {
         "mechanism": {"client": ["privacy=client", "strategy.weights=equal"]},
-        "epsilon": {"8": ["privacy.target_epsilon=8"], "none": ["privacy=none"]},
+        "epsilon": {"8": ["privacy.target_epsilon=8", "canaries.directions=20"], "none": ["privacy=none"]},
     }
     sweep = Sweep(tmp_path, expand([grid], words), Privacy(Audit(2, 50)), 1)
     assert run_sweep(sweep, simulate) == 0
     rows = list(csv.DictReader((tmp_path / "sweep.csv").open()))
     assert float(rows[0]["epsilon spent"]) == pytest.approx(8, rel=0.01)
     assert rows[1]["epsilon spent"] == ""
-    assert all(0 <= float(row["attack AUC"]) <= 1 and float(row["lower bound"]) >= 0 for row in rows)
+    assert all(0 <= float(row["attack AUC"]) <= 1 and float(row["lower bound of an example"]) >= 0 for row in rows)
+    assert float(rows[0]["lower bound"]) <= 8
+    assert rows[1]["lower bound"] == ""  # without a mechanism there is nowhere to plant canaries
     before = (tmp_path / POINTS / sweep.points[0].name / "twin" / RESULT).stat().st_mtime_ns
     assert run_sweep(sweep, Fake()) == 0
     assert (tmp_path / POINTS / sweep.points[0].name / "twin" / RESULT).stat().st_mtime_ns == before

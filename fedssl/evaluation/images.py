@@ -30,8 +30,9 @@ class ImageEvaluation:
         width: Width the encoder sees, in pixels.
         scores: What is measured, of "kNN", "kNN-200", "linear", "calibration", "fine-tune N%", "fine-tune N per class",
             "low-density", "RankMe", "alignment", "uniformity", "class cosines", "feature std", "risk",
-            "retrieval", whether a training image of the class of a test image is among the nearest, "membership", how
-            well the closeness of an image's views tells training from test images (EncoderMI-T, Liu et al. 2021), and, for raw pixels in place of features, "kNN (pixels)", "kNN-200 (pixels)",
+            "retrieval", whether a training image of a test image's class is among the nearest, "membership", how well
+            the closeness of an image's views tells training from test images (EncoderMI-T, Liu et al. 2021), and, for
+            raw pixels in place of features, "kNN (pixels)", "kNN-200 (pixels)",
             "linear (pixels)"; of a model that brings its own classifier "accuracy" and "worst class", the least
             accuracy of a class.
         max_train: Most training images that features are taken of; None takes all. Fine-tuning chooses among all.

@@ -22,7 +22,8 @@ class Diet(Objective):
     of examples there are none.
 
     Under privacy of single examples the gradient of the head must be clipped and noised with the rest, although it
-    stays: an example shapes its row, and the row shapes the gradients of the others.
+    stays: an example shapes its row, and the row shapes the gradients of the others. The number of examples must be
+    public: without one of them the others would have other rows.
 
     Args:
         smoothing: Share of the target that is spread over all rows.
@@ -32,7 +33,7 @@ class Diet(Objective):
         ValueError: If an argument is out of range.
     """
 
-    contract = PrivacyContract("per_example", frozenset({"head"}))
+    contract = PrivacyContract("per_example", frozenset({"head"}), numbered=True)
     views: tuple[Role, ...] = ("full",)
 
     def __init__(self, smoothing: float = 0.8, num_classes: int | None = None) -> None:

@@ -40,6 +40,8 @@ class Essl(Objective):
         self.min_batch = host.min_batch
         self.min_frames = host.min_frames
         self.num_uniforms = host.num_uniforms
+        self.needs_labels = host.needs_labels
+        self.unlabelled_ratio = host.unlabelled_ratio
 
     def draw(self, num_frames: int, uniforms: NDArray[np.float64]) -> Draw:
         """Choose the host's frames; the rotated view shows those of its first view."""
@@ -67,7 +69,9 @@ class Essl(Objective):
         logits: Tensor = model[_HEAD](model["backbone"](rotated))
         own = answer_step(logits, turns)
         metrics = {"rotation-loss": own.loss.item(), "rotation-accuracy": own.metrics["accuracy"]}
-        return Step(loss=hosted.loss + self.weight * own.loss, metrics={**hosted.metrics, **metrics})
+        return dataclasses.replace(
+            hosted, loss=hosted.loss + self.weight * own.loss, metrics={**hosted.metrics, **metrics}
+        )
 
     def begin_round(self, model: nn.ModuleDict, *, first: bool) -> None:
         """Prepare what the host keeps on the client."""

@@ -9,17 +9,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedssl.arrays import Arrays
-from fedssl.privacy.accounting import Accountant, epsilon
+from fedssl.errors import PrivacyError
+from fedssl.privacy.accounting import Accountant, Adjacency, epsilon, group_epsilon
 from fedssl.privacy.client import Client, NoisedMean
-from fedssl.privacy.ledger import Ledger, LedgerFile, client_scope
+from fedssl.privacy.ledger import SERVER, Ledger, LedgerFile, client_scope
 from fedssl.privacy.mechanism import InClient, Mechanism, Setting
 from fedssl.privacy.noise import REPRODUCIBLE, NoiseKey
+from fedssl.privacy.planted import EVIDENCE, PLANTED, Planting
+from fedssl.privacy.released_sums import ReleasedSums
 from fedssl.privacy.statement import Statement
 from fedssl.wire import LocalUpdate
 
 LEDGER = "privacy_ledger.jsonl"
 KEY = "noise.key"
+SUMS = "privacy_sums.jsonl"
 
 
 class Account:
@@ -31,13 +38,20 @@ class Account:
         folder: The run directory, where the ledger is.
         seed: The run's seed.
         saved: What `state` returned in the bundle that a run goes on from; None for one that begins.
+        planting: Canaries among the units; None plants none.
 
     Raises:
         PrivacyError: The ledger in the folder is not that of the run.
     """
 
     def __init__(
-        self, mechanism: Mechanism, setting: Setting, folder: Path, seed: int, saved: Mapping[str, Any] | None
+        self,
+        mechanism: Mechanism,
+        setting: Setting,
+        folder: Path,
+        seed: int,
+        saved: Mapping[str, Any] | None,
+        planting: Planting | None = None,
     ) -> None:
         self.mechanism = mechanism
         self.terms = mechanism.terms(setting)
@@ -45,14 +59,19 @@ class Account:
         known = (int(saved["num_charges"]), str(saved["head"])) if saved else ()
         self._file = LedgerFile(folder / LEDGER, *known)
         self._num_clients = setting.num_clients
-        self._server_trains = setting.server_trains
+        self._setting = setting
         self._fingerprint = ""
         self._mean: NoisedMean | None = None
+        self._planting = planting
+        self._evidence: dict[str, list[float]] = dict(saved["evidence"]) if saved else {}
         if isinstance(mechanism, Client):
             key = NoiseKey.from_seed(seed) if mechanism.noise == "reproducible" else _kept_key(folder / KEY)
             clip = float(saved["clip"]) if saved else mechanism.clip
             rate = mechanism.rate(setting)
-            self._mean = NoisedMean(mechanism, self.terms, rate, setting.num_clients, key, clip)
+            self._mean = NoisedMean(
+                mechanism, self.terms, rate, setting.num_clients, key, clip, planting, self._attempt
+            )
+            self._sums = ReleasedSums(folder / SUMS)
             self._fingerprint = key.fingerprint
         if mechanism.noise == "reproducible":
             self._fingerprint = NoiseKey.from_seed(seed).fingerprint
@@ -70,10 +89,10 @@ class Account:
         return self.mechanism.at_server
 
     def state(self) -> Mapping[str, Any]:
-        """Return what a bundle keeps: how far the ledger is, and the clip."""
+        """Return what a bundle keeps: how far the ledger is, the clip, and what was seen of canaries."""
         ledger = self._file.ledger
         clip = self._mean.clip if self._mean else self.mechanism.clip
-        return {"num_charges": len(ledger.charges), "head": ledger.head, "clip": clip}
+        return {"num_charges": len(ledger.charges), "head": ledger.head, "clip": clip, "evidence": self.evidence}
 
     def draw(self, round_number: int) -> list[int] | None:
         """Return the partitions that coins chose for a round; None where the cohort is no secret."""
@@ -104,6 +123,28 @@ class Account:
         self._file.charge(charges)
         return True
 
+    def _attempt(self, round_number: int, digest: str) -> int:
+        """Return how many other sums of a round were released; one more of them is charged once more.
+
+        A process that goes on after a kill makes the rounds since the last bundle again. Where a client failed in one
+        of the two, the sums differ.
+        """
+        known = self._sums.of(round_number)
+        if digest not in known:
+            if known:
+                (charge,) = self.mechanism.charges(self.terms, round_number, (), f"{self._fingerprint}/{len(known)}")
+                after = self._file.ledger.over(
+                    charge, self.mechanism.budget, self.terms.delta, self.mechanism.accountant
+                )
+                if after is not None:
+                    what = (
+                        f"round {round_number} was released with other updates, once more comes to epsilon {after:.4g}"
+                    )
+                    raise PrivacyError(f"{what}, privacy allows {self.mechanism.budget}", "PRIV-BUDGET")
+                self._file.charge([charge])
+            self._sums.add(round_number, digest)
+        return self._sums.of(round_number).index(digest)
+
     def release(
         self,
         current: Arrays,
@@ -119,7 +160,31 @@ class Account:
         """
         if self._mean is None:
             raise TypeError(f"privacy={self.mechanism.name} releases nothing at the server")
-        return self._mean(current, updates, round_number, buffers, num_examples)
+        released = self._mean(current, updates, round_number, buffers, num_examples)
+        if self._mean.planted is not None:
+            self._note(SERVER, self._mean.planted.taken())
+        return released
+
+    @property
+    def evidence(self) -> dict[str, list[float]]:
+        """What the releases so far show of each canary, by the scope that it is planted in."""
+        return {scope: list(values) for scope, values in sorted(self._evidence.items())}
+
+    @property
+    def extras(self) -> Mapping[str, Arrays]:
+        """Named groups of arrays that every update must bring beside the model; their values mean nothing."""
+        if self._planting is None or self.at_server:
+            return {}
+        return {PLANTED: {EVIDENCE: np.zeros(self._planting.number)}}
+
+    def received(self, update: LocalUpdate) -> None:
+        """Take what an update says of the canaries in its client."""
+        if self.extras:
+            self._note(client_scope(update.partition), update.extras[PLANTED][EVIDENCE])
+
+    def _note(self, scope: str, evidence: NDArray[np.float64]) -> None:
+        before = self._evidence.get(scope, [0.0] * len(evidence))
+        self._evidence[scope] = [old + float(new) for old, new in zip(before, evidence, strict=True)]
 
     def epsilon(self) -> float | None:
         """Return what was spent so far by whoever spent most; None without a guarantee."""
@@ -136,8 +201,11 @@ class Account:
         spent = {scope: self._epsilon(ledger, scope) for scope in ledger.scopes}
         worst = max(spent, key=lambda scope: spent[scope], default=None)
         made = [self._statement(worst, spent)]
-        if worst is not None and math.isfinite(spent[worst]) and mechanism.unit != "example":
-            made += self._of_example(worst)
+        ends = worst is not None and math.isfinite(spent[worst])
+        if worst is not None and ends and mechanism.group_size > 1:
+            made.append(self._of_group(worst))
+        if worst is not None and ends and mechanism.unit != "example" and not self._setting.overlapping:
+            made.append(self._of_example(worst))
         return [statement.to_dict() for statement in made]
 
     def _statement(self, worst: str | None, spent: Mapping[str, float]) -> Statement:
@@ -169,34 +237,56 @@ class Account:
             details=details,
         )
 
-    def _of_example(self, worst: str) -> list[Statement]:
+    def _of_example(self, worst: str) -> Statement:
         """Return what the releases say of one example: it turns its cell, or its client, into another one."""
-        mechanism, terms = self.mechanism, self.terms
-        releases = self._file.ledger.releases(worst)
-        return [
-            Statement(
-                unit="example",
-                mechanism=mechanism.name,
-                adjacency="replace_one",
-                adversary=mechanism.adversary,
-                released=mechanism.released,
-                epsilon=epsilon(releases, terms.delta, accountant="pld", adjacency="replace_one"),
-                epsilon_rdp=None,
-                delta=terms.delta,
-                accountant="pld",
-                noise_multiplier=terms.release.noise_std / (2 * mechanism.clip),
-                clip=mechanism.clip,
-                sampling_rate=terms.release.sampling_rate,
-                num_releases=sum(release.count for release in releases),
-                assumptions=self._assumptions(),
-            )
-        ]
+        releases, number = self._file.ledger.releases(worst), self._setting.num_examples
+        # a delta that one over the clients allows may publish an example
+        delta = min(self.terms.delta, 1 / (10 * number)) if number else self.terms.delta
+        found = epsilon(releases, delta, accountant="pld", adjacency="replace_one")
+        return self._more(worst, "example", "replace_one", found, delta, 2 * self.mechanism.clip)
+
+    def _of_group(self, worst: str) -> Statement:
+        """Return what the releases say of several units that are of one person."""
+        mechanism, size = self.mechanism, self.mechanism.group_size
+        (release,) = self._file.ledger.releases(worst)  # every round has the same noise by its clip
+        found = group_epsilon(release, self.terms.delta, size)
+        of = "" if mechanism.at_server else " of one client"
+        name = f"group of {size} {mechanism.unit}s{of}"
+        return self._more(worst, name, mechanism.neighbours, found, self.terms.delta, size * release.clip)
+
+    def _more(
+        self, worst: str, unit: str, adjacency: Adjacency, found: float, delta: float, sensitivity: float
+    ) -> Statement:
+        """Return a statement about another unit than that of the mechanism."""
+        release = self.terms.release
+        return Statement(
+            unit=unit,
+            mechanism=self.mechanism.name,
+            adjacency=adjacency,
+            adversary=self.mechanism.adversary,
+            released=self.mechanism.released,
+            epsilon=found,
+            epsilon_rdp=None,
+            delta=delta,
+            accountant="pld",
+            noise_multiplier=release.noise_std / sensitivity,
+            clip=self.mechanism.clip,
+            sampling_rate=release.sampling_rate,
+            num_releases=sum(each.count for each in self._file.ledger.releases(worst)),
+            assumptions=self._assumptions(),
+        )
 
     def _assumptions(self) -> tuple[str, ...]:
-        shown = ("loss and other training metrics are outside the guarantee",) if self.shows_metrics else ()
-        server = ("the server's own labelled examples are not protected",) if self._server_trains else ()
-        seeded = (f"the guarantee is {REPRODUCIBLE}",) if self.mechanism.noise == "reproducible" else ()
-        return (*self.mechanism.assumptions(), *shown, *server, *seeded)
+        setting, seeded = self._setting, self.mechanism.noise == "reproducible"
+        more = {
+            "loss and other training metrics are outside the guarantee": self.shows_metrics,
+            "scores of the encoder are computed on the clients' examples and are outside it": setting.evaluates,
+            f"rounds are chosen by such a score ({setting.chooses})": setting.chooses is not None,
+            "the encoder that training began with was made without these examples": setting.begins_trained,
+            "the server's own labelled examples are not protected": setting.server_trains,
+            f"the guarantee is {REPRODUCIBLE}": seeded,
+        }
+        return (*self.mechanism.assumptions(), *(text for text, holds in more.items() if holds))
 
 
 def _kept_key(path: Path) -> NoiseKey:

@@ -27,19 +27,22 @@ class Canaries:
         return self.indices[~self.included]
 
 
-def throw(parts: Sequence[NDArray[np.int64]], fraction: float, seed: int, *, flipped: bool) -> Canaries:
+def throw(
+    parts: Sequence[NDArray[np.int64]], fraction: float, seed: int, *, flipped: bool, coins: int | None = None
+) -> Canaries:
     """Choose a share of each client's examples and throw a fair coin for each.
 
     Args:
         parts: Indices of each client's examples.
         fraction: Share that is chosen, rounded down.
-        seed: Of the choice and the coins.
+        seed: Of the choice.
         flipped: Whether every coin is turned.
+        coins: Seed of the coins; None: `seed`.
     """
     chosen = [
         generator(seed, "canaries", client).choice(part, int(fraction * len(part)), replace=False)
         for client, part in enumerate(parts)
     ]
     indices = np.unique(np.concatenate([*chosen, np.zeros(0, np.int64)]).astype(np.int64))
-    coins = generator(seed, "coins").random(len(indices)) < 0.5
-    return Canaries(indices, coins != flipped)
+    heads = generator(seed if coins is None else coins, "coins").random(len(indices)) < 0.5
+    return Canaries(indices, heads != flipped)

@@ -1,9 +1,10 @@
 """Client-level privacy at a trusted server: DP-FedAvg with a fixed denominator (McMahan et al. 2018)."""
 
+import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
@@ -13,9 +14,11 @@ from fedssl.arrays import Arrays
 from fedssl.checks import above, at_least, one_of
 from fedssl.errors import PrivacyError
 from fedssl.privacy.accounting import Adjacency
-from fedssl.privacy.clipping import blocks, change, clip_factor, noised_names, norm
-from fedssl.privacy.mechanism import Mechanism, Setting, Terms, noised, refuse_client_scores, refuse_shared_statistics
+from fedssl.privacy.clipping import Change, blocks, change, clip_factor, noised_names, norm
+from fedssl.privacy.ledger import SERVER
+from fedssl.privacy.mechanism import Mechanism, Setting, Terms, noised, refuse_scores, refuse_shared_statistics
 from fedssl.privacy.noise import NoiseKey
+from fedssl.privacy.planted import Planted, Planting
 from fedssl.privacy.secure_sum import SecureSum
 from fedssl.wire import LocalUpdate
 
@@ -38,8 +41,10 @@ class Client(Mechanism):
             same share of the clip.
         quantile: Share of updates that the clip should leave as they are; None keeps the clip.
         clip_rate: Learning rate of the clip.
-        secure_aggregation: Whether each client clips and adds a share of the noise, and the server sees sums alone.
-        min_survivors: Clients that a sum needs so that their shares are enough noise; a smaller one is thrown away.
+        secure_aggregation: Whether each client clips and adds a share of the noise, and the server sees sums alone. A
+            neighbouring federation has as many clients: one that is not there brings no share.
+        min_survivors: Clients that a sum needs; a smaller one is thrown away. The shares of all but one of them are
+            enough noise: a curious client can take its own away.
 
     Raises:
         ValueError: An argument is out of range.
@@ -71,7 +76,10 @@ class Client(Mechanism):
             raise ValueError(f"quantile must be null with by_group or replace_one, got {self.quantile}")
         if self.secure_aggregation != (self.min_survivors is not None):
             raise ValueError(f"min_survivors must be given with secure_aggregation alone, got {self.min_survivors}")
-        at_least(1, min_survivors=self.min_survivors)
+        at_least(2, min_survivors=self.min_survivors)
+        if self.secure_aggregation and self.adjacency == "add_remove":
+            allowed = "zero_out or replace_one with secure_aggregation, who is not there brings no noise"
+            raise ValueError(f"adjacency must be {allowed}, got {self.adjacency}")
         if self.secure_aggregation and (self.by_group or self.quantile is not None or self.weight_cap is not None):
             raise ValueError("secure_aggregation must be false with by_group, quantile or weight_cap, got true")
 
@@ -84,6 +92,11 @@ class Client(Mechanism):
     def neighbours(self) -> Adjacency:
         """The adjacency that was asked for."""
         return self.adjacency
+
+    @property
+    def takes_planted(self) -> bool:
+        """Whether the server noises the sum, and not each client its share."""
+        return not self.secure_aggregation
 
     @property
     def adversary(self) -> str:
@@ -122,7 +135,7 @@ class Client(Mechanism):
 
     def check(self, setting: Setting) -> None:
         """Raise PrivacyError when clients are not drawn by coins alone, or statistics of their data would get out."""
-        refuse_client_scores(setting, self.metrics)
+        refuse_scores(setting, self.metrics)
         refuse_shared_statistics(setting)
         if self.secure_aggregation and self.amplification == "claim" and self.rate(setting) < 1:
             what = "the server, from which secure aggregation hides updates, knows who takes part; set it to none"
@@ -145,7 +158,10 @@ class Client(Mechanism):
         drawn = ("who takes part in a round is drawn in secret and not released",)
         trusted = "the server clips, sums and noises honestly"
         if self.secure_aggregation:
-            trusted = "every client clips and adds its share of the noise, and the server sees sums alone (simulated)"
+            trusted = (
+                "every client that answers clips and adds its share of the noise, the server sees sums alone "
+                "(simulated), and whoever looks knows the share of at most one client"
+            )
         return (
             trusted,
             "the number of clients is public",
@@ -162,8 +178,8 @@ class Client(Mechanism):
         key: NoiseKey,
         path: Sequence[int],
     ) -> Arrays:
-        """Return what came, the clipped change and a share of the noise: `min_survivors` shares are all of it."""
-        std = terms.release.noise_std / math.sqrt(self.min_survivors or 1)
+        """Return what came, the clipped change and a share of the noise: all but one of the survivors' are enough."""
+        std = terms.release.noise_std / math.sqrt(max(1, (self.min_survivors or 2) - 1))
         return noised(received, trained, buffers, self.clip, std, key, ("share", *path))
 
     def draw(self, rate: float, num_clients: int, key: NoiseKey, round_number: int) -> list[int]:
@@ -183,6 +199,9 @@ class NoisedMean:
         num_clients: Of the federation.
         key: What noise is drawn from.
         clip: The bound of the next round.
+        planting: Canaries that are clients too; None plants none.
+        attempt: Told the round and a digest of what is noised, says how often other sums of that round were released:
+            under the same noise their difference would show.
     """
 
     mechanism: Client
@@ -191,6 +210,9 @@ class NoisedMean:
     num_clients: int
     key: NoiseKey
     clip: float
+    planting: Planting | None = None
+    attempt: Callable[[int, str], int] = lambda round_number, digest: 0
+    planted: Planted | None = field(default=None, init=False)
 
     def __call__(
         self,
@@ -222,14 +244,30 @@ class NoisedMean:
             if cap is None
             else float(sum(min(num_examples(partition), cap) for partition in range(self.num_clients)))
         )
-        std = self._update_noise() * self.clip * (1.0 if cap is None else cap)
+        most = self.clip * (1.0 if cap is None else cap)
+        std = self._update_noise() * most
+        again = self.attempt(round_number, self._digest(sums, below))
+        path = (round_number, again) if again else (round_number,)
+        planted = self._plant(sums)
+        if planted is not None:
+            for name, pushed in planted.push(most, self.rate, self.key, round_number).items():
+                sums[name] += pushed
+        for name, total in sums.items():
+            total += self.key.normal(std, total.shape, "client", *path, name)
+        if planted is not None:
+            planted.watch(sums, most, std, self.rate)
         arrays = dict(current)
         for name, total in sums.items():
-            total += self.key.normal(std, total.shape, "client", round_number, name)
-            total /= self.rate * whole
-            arrays[name] = (current[name] + total).astype(current[name].dtype)
-        self._move_clip(below, round_number)
+            arrays[name] = (current[name] + total / (self.rate * whole)).astype(current[name].dtype)
+        self._move_clip(below, path)
         return LocalUpdate(0, round_number, arrays, 1, {})
+
+    def _plant(self, sums: Change) -> Planted | None:
+        """Return the canaries, planted when the names and shapes of the tensors are first known."""
+        if self.planting is not None and self.planted is None:
+            shapes = {name: total.shape for name, total in sums.items()}
+            self.planted = self.planting.plant(SERVER, shapes, by_group=self.mechanism.by_group)
+        return self.planted
 
     def _of_shares(
         self, current: Arrays, updates: Iterator[LocalUpdate], round_number: int, names: Sequence[str]
@@ -269,11 +307,18 @@ class NoisedMean:
         counted = self.mechanism.count_noise(self.rate, self.num_clients)
         return update_multiplier(self.terms.release.noise_std / self.mechanism.clip, counted)
 
-    def _move_clip(self, below: float, round_number: int) -> None:
+    def _digest(self, sums: Change, below: float) -> str:
+        """Return what tells sums apart and tells nobody without the key anything of them."""
+        digest = hashlib.blake2b(repr(below).encode(), digest_size=16, key=self.key.secret)
+        for total in sums.values():
+            digest.update(np.ascontiguousarray(total).data)
+        return digest.hexdigest()
+
+    def _move_clip(self, below: float, path: tuple[int, ...]) -> None:
         std = self.mechanism.count_noise(self.rate, self.num_clients)
         if self.mechanism.quantile is None or std is None:
             return
-        noise = float(self.key.normal(std if self.terms.noise_multiplier else 0.0, (), "count", round_number))
+        noise = float(self.key.normal(std if self.terms.noise_multiplier else 0.0, (), "count", *path))
         share = (below + noise) / (self.rate * self.num_clients) + 0.5
         self.clip *= math.exp(-self.mechanism.clip_rate * (share - self.mechanism.quantile))
 

@@ -18,11 +18,13 @@ class PrivacyContract:
 
     Attributes:
         coupling: "per_example": on that example alone and on how many of its batch are labelled, in a network without
-            batch normalisation; "batch": on the others
-            of its batch; "queue": on stored embeddings of earlier examples; "global_state": on other statistics of
-            earlier examples.
+            batch normalisation; "batch": on the others of its batch; "queue": on stored embeddings of earlier examples;
+            "global_state": on other statistics of earlier examples.
         private_groups: Groups of tensors that never leave the client: they hold values of its examples or name them.
+        numbered: Whether the loss of an example depends on its number among the client's: without one the later ones
+            have other numbers.
     """
 
     coupling: Coupling
     private_groups: frozenset[str] = frozenset()
+    numbered: bool = False

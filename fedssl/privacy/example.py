@@ -12,7 +12,7 @@ from fedssl.objectives.nt_xent import TwoViews
 from fedssl.objectives.objective import Batch, Objective
 from fedssl.privacy.accounting import Adjacency
 from fedssl.privacy.gradients import EngineName, engine
-from fedssl.privacy.mechanism import InClient, Setting, refuse_client_scores, refuse_shared_statistics
+from fedssl.privacy.mechanism import InClient, Setting, refuse_scores, refuse_shared_statistics
 from fedssl.privacy.norms import coupling_layers, single_element_norms
 
 _OF_NOISED = frozenset({"teacher", "head", "progress", "steps"})
@@ -48,6 +48,11 @@ class Sampled(InClient):
         """The adjacency that was asked for."""
         return self.adjacency
 
+    @property
+    def takes_planted(self) -> bool:
+        """Every step noises a sum of units."""
+        return True
+
     def num_steps(self, epochs: int) -> int:
         """Return the steps of a client in a round: as many as see every unit `epochs` times on average."""
         return max(1, round(epochs / self.sampling_rate))
@@ -62,10 +67,13 @@ class Sampled(InClient):
 
     def check(self, setting: Setting) -> None:
         """Raise PrivacyError for what both levels refuse."""
-        refuse_client_scores(setting, self.metrics)
+        refuse_scores(setting, self.metrics)
         if not vars(type(setting.procedure)).get("noised_steps", False):
             what = f"client={type(setting.procedure).__name__}: its steps use the data beside the noised gradient"
             raise PrivacyError(f"{what}; use local_training or fedprox, or privacy=client", "PRIV-STATE")
+        if setting.objective.contract.numbered and self.adjacency == "add_remove":
+            what = f"{type(setting.objective).__name__} numbers examples: without one the later ones have other numbers"
+            raise PrivacyError(f"privacy.adjacency=add_remove: {what}; use zero_out or replace_one", "PRIV-E-COUPLED")
         if (precision := getattr(setting.procedure, "precision", "float32")) != "float32":
             what = f"client.precision={precision}: gradients are clipped and noised in float32"
             raise PrivacyError(f"{what}; use float32, or privacy=client", "PRIV-PRECISION")
@@ -106,10 +114,6 @@ class Example(Sampled):
             engine(self.engine)(model, objective, batch_of(2), self.clip)
         except ValueError as error:
             raise PrivacyError(f"privacy.engine={self.engine}: {error}", "PRIV-E-COUPLED") from error
-
-    def assumptions(self) -> tuple[str, ...]:
-        """Return what must be true for the guarantee to hold."""
-        return ("how many examples a client holds, and in which rounds it takes part, is public",)
 
 
 def refuse_coupled(setting: Setting) -> None:
@@ -192,7 +196,3 @@ class Cell(Sampled):
             least = setting.objective.min_batch
             what = f"must be at least {least}, the objective's smallest batch"
             raise PrivacyError(f"privacy.cell_size={self.cell_size}: {what}", "PRIV-E-COUPLED")
-
-    def assumptions(self) -> tuple[str, ...]:
-        """Return what must be true for the guarantee to hold."""
-        return ("how many cells a client holds, and in which rounds it takes part, is public",)

@@ -37,6 +37,9 @@ class Charge:
     key: str
 
 
+SERVER = "server"
+
+
 def client_scope(partition: int) -> str:
     """Return what a client's data are charged to."""
     return f"client {partition}"

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from fedssl.arrays import Arrays
 from fedssl.privacy.accounting import Adjacency
-from fedssl.privacy.mechanism import InClient, Setting, Terms, noised, refuse_client_scores, refuse_shared_statistics
+from fedssl.privacy.mechanism import InClient, Setting, Terms, noised, refuse_scores, refuse_shared_statistics
 from fedssl.privacy.noise import NoiseKey
 
 
@@ -40,12 +40,8 @@ class Local(InClient):
 
     def check(self, setting: Setting) -> None:
         """Raise PrivacyError when something else would be sent."""
-        refuse_client_scores(setting, self.metrics)
+        refuse_scores(setting, self.metrics)
         refuse_shared_statistics(setting)
-
-    def assumptions(self) -> tuple[str, ...]:
-        """Return what must be true for the guarantee to hold."""
-        return ("how many examples a client holds, and in which rounds it takes part, is public",)
 
     def sent(
         self,

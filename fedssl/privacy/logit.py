@@ -173,10 +173,6 @@ class Logit(Sampled):
         except ValueError as error:
             raise PrivacyError(f"privacy.engine={self.engine}: {error}", "PRIV-E-COUPLED") from error
 
-    def assumptions(self) -> tuple[str, ...]:
-        """Return what must be true for the guarantee to hold."""
-        return ("how many examples a client holds, and in which rounds it takes part, is public",)
-
 
 def _two_views(objective: Objective) -> TwoViews:
     if isinstance(objective, TwoViews):

@@ -13,7 +13,7 @@ from fedssl.errors import PrivacyError
 from fedssl.objectives.objective import Batch, Objective
 from fedssl.privacy.accounting import Accountant, Adjacency, Release, calibrate, sensitivity
 from fedssl.privacy.clipping import change, clipped, noised_names
-from fedssl.privacy.ledger import Charge, client_scope
+from fedssl.privacy.ledger import SERVER, Charge, client_scope
 from fedssl.privacy.noise import NoiseKey
 
 
@@ -35,6 +35,10 @@ class Setting:
         fixed_cohort: Why clients cannot be drawn by coins alone ("availability", ...); None where they can.
         shows_clients: Whether clients evaluate and tell their scores.
         server_trains: Whether the server trains on labelled examples of its own.
+        chooses: Which key chooses rounds by a score, "early_stop.score" or "checkpoint.best"; None where none does.
+        evaluates: Whether scores of the encoder are written down.
+        begins_trained: Whether training begins with an encoder from elsewhere.
+        overlapping: Whether several clients may hold the same example.
     """
 
     objective: Objective
@@ -50,6 +54,10 @@ class Setting:
     fixed_cohort: str | None
     shows_clients: bool
     server_trains: bool = False
+    chooses: str | None = None
+    evaluates: bool = False
+    begins_trained: bool = False
+    overlapping: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +84,7 @@ class Mechanism(ABC):
         target_epsilon: The noise is made so that the whole run comes to this.
         clip: Largest L2 norm of what a unit contributes.
         delta: Probability with which the bound may fail; None is a tenth of one over the number of units.
+        group_size: Units that may be of one person; above 1 a further statement covers so many of them together.
         max_epsilon: The run ends before the round that would exceed this; None never does.
         accountant: Where the reported bound comes from, see `fedssl.privacy.accounting.epsilon`.
         metrics: "protected" releases no number beside the model; "unprotected" shows them to whoever simulates.
@@ -94,6 +103,7 @@ class Mechanism(ABC):
     target_epsilon: float | None = None
     clip: float = 1.0
     delta: float | None = None
+    group_size: int = 1
     max_epsilon: float | None = None
     accountant: Accountant = "pld"
     metrics: Literal["protected", "unprotected"] = "protected"
@@ -107,6 +117,9 @@ class Mechanism(ABC):
         above(0, target_epsilon=self.target_epsilon, clip=self.clip, max_epsilon=self.max_epsilon)
         if self.delta is not None and not 0 < self.delta < 1:
             raise ValueError(f"delta must be above 0 and below 1, got {self.delta}")
+        at_least(1, group_size=self.group_size)
+        if self.group_size > 1 and self.neighbours == "replace_one":
+            raise ValueError(f"group_size must be 1 where one unit replaces another, got {self.group_size}")
         one_of(get_args(Accountant), accountant=self.accountant)
         one_of(("protected", "unprotected"), metrics=self.metrics)
         one_of(("reproducible", "secure"), noise=self.noise)
@@ -115,6 +128,11 @@ class Mechanism(ABC):
     def in_client(self) -> bool:
         """Whether clients add noise."""
         return not self.at_server
+
+    @property
+    def takes_planted(self) -> bool:
+        """Whether canaries can be planted among the units whose sum is noised."""
+        return False
 
     @property
     def budget(self) -> float | None:
@@ -193,7 +211,7 @@ class Mechanism(ABC):
 
     def charges(self, terms: Terms, round_number: int, cohort: Sequence[int], key: str) -> list[Charge]:
         """Return what a round is charged with: each client of the cohort, or the server."""
-        scopes = ["server"] if self.at_server else [client_scope(partition) for partition in sorted(cohort)]
+        scopes = [SERVER] if self.at_server else [client_scope(partition) for partition in sorted(cohort)]
         return [self.charge(terms, round_number, scope, key) for scope in scopes]
 
     def charge(self, terms: Terms, round_number: int, scope: str, key: str) -> Charge:
@@ -244,6 +262,13 @@ class InClient(Mechanism):
         """Return the rounds of the run, or the most of a client."""
         return min(setting.rounds, self.max_rounds_per_client or setting.rounds)
 
+    def assumptions(self) -> tuple[str, ...]:
+        """Return what must be true for the guarantee to hold: counts and the cohort travel as they are."""
+        return (
+            "how many examples a client holds, of how many it knows the label, and in which rounds it takes part, is "
+            "public",
+        )
+
 
 def noised(
     received: Arrays,
@@ -283,8 +308,11 @@ def refuse_shared_statistics(setting: Setting) -> None:
         raise PrivacyError(f"batch_norm=share: {what}; set model.norm=group, or batch_norm=frozen", "PRIV-BN")
 
 
-def refuse_client_scores(setting: Setting, metrics: str) -> None:
-    """Raise PrivacyError when clients would tell scores of their own data."""
+def refuse_scores(setting: Setting, metrics: str) -> None:
+    """Raise PrivacyError when scores of the clients' data would decide, or clients would tell their own."""
+    if setting.chooses is not None and metrics == "protected":
+        what = "a score of the clients' data would choose a round; set it to null, or privacy.metrics=unprotected"
+        raise PrivacyError(f"{setting.chooses}: {what}", "PRIV-METRIC")
     if setting.shows_clients and metrics == "protected":
         what = "clients tell scores of their data; set client_evaluation=none, or privacy.metrics=unprotected"
         raise PrivacyError(f"client_evaluation: {what}", "PRIV-METRIC")

@@ -25,6 +25,7 @@ BEST_CLASSIFIER = "classifier_best.safetensors"
 FAILURES = "failures"
 PROTECTION = "protection"
 NEIGHBOURS = "neighbours.png"
+PLANTED = "planted.json"
 _PARTIAL = ".partial"
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "ENCODER",
     "ERROR",
     "NEIGHBOURS",
+    "PLANTED",
     "PROTECTION",
     "RESULT",
     "ROUNDS",

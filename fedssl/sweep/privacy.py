@@ -10,7 +10,17 @@ from fedssl.checks import at_least
 from fedssl.report.records import RunResult
 from fedssl.sweep.point import RUN, trained
 from fedssl.sweep.privacy_plot import save_plot
-from fedssl.sweep.privacy_table import EPSILON, NO_EPSILON, column_names, group_rows, score_names
+from fedssl.sweep.privacy_table import (
+    AUC,
+    BOUND,
+    EPSILON,
+    EXAMPLE_BOUND,
+    MEMORY,
+    NO_EPSILON,
+    column_names,
+    group_rows,
+    score_names,
+)
 from fedssl.sweep.report import Table, write_report
 from fedssl.sweep.study import Axes, Outcome, Point, Study, Train, write_json
 from fedssl.sweep.table import groups_of
@@ -18,10 +28,11 @@ from fedssl.sweep.table import groups_of
 AUDIT = "audit.json"
 _CONFIDENCE, _ATTACK = "0.95", "alignment gained"
 _NOTE = (
-    "Numbers are the mean and the standard deviation over seeds. Epsilon is that of the unit of the mechanism: an "
-    "example, a cell of examples or a client; the lower bound is for one example, to be compared with the epsilon of "
-    "an example. The frontier is one for each mechanism, because promises to different units cannot be compared. "
-    "Choosing a point by a score on private data is itself no private release."
+    "Numbers are the mean and the standard deviation over seeds. Epsilon and the lower bound are those of the unit of "
+    "the mechanism: an example, a cell of examples or a client. The lower bound of an example is to be compared with "
+    "the epsilon of an example. What is gained is above the encoder that a run began with, by seed. The frontier is "
+    "one for each mechanism, because promises to different units cannot be compared. Choosing a point by a score on "
+    "private data is itself no private release."
 )
 
 
@@ -43,13 +54,16 @@ class Audit:
 
 @dataclass(frozen=True, slots=True)
 class Privacy(Study):
-    """Adds "epsilon spent", "delta", "epsilon of an example", "lower bound" (95 %), "attack AUC" and "SSLMem".
+    """Adds what is spent, and what attacks show: see `fedssl.sweep.privacy_table.PRIVACY`.
+
+    "lower bound" (95 %) is of the mechanism's unit, by canaries that were planted among the units; the others are of an
+    example, by the encoder.
 
     Attributes:
         audit: How each encoder is attacked, for which a twin of each run is trained; None audits nothing.
     """
 
-    told: ClassVar[tuple[str, ...]] = ("attack AUC",)
+    told: ClassVar[tuple[str, ...]] = (BOUND, AUC)
 
     audit: Audit | None = None
 
@@ -94,9 +108,11 @@ def _audited(folder: Path, audit: Audit) -> Mapping[str, Any]:
 def _attacked(audit: Mapping[str, Any]) -> dict[str, Any]:
     """Return the numbers of an audit that a sweep compares; of several guarantees the tightest."""
     claim = min(audit["claims"], key=lambda each: float("inf") if each["epsilon"] is None else each["epsilon"])
+    planted = audit["planted"]
     return {
+        **({} if planted is None else {BOUND: planted["lower"][_CONFIDENCE]}),
         "epsilon of an example": claim["epsilon"],
-        "lower bound": claim["lower"][_CONFIDENCE],
-        "attack AUC": audit["attacks"][_ATTACK]["auc"],
-        "SSLMem": audit["sslmem"]["candidate"]["mean"],
+        EXAMPLE_BOUND: claim["lower"][_CONFIDENCE],
+        AUC: audit["attacks"][_ATTACK]["auc"],
+        MEMORY: audit["sslmem"]["candidate"]["mean"],
     }

@@ -7,19 +7,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedssl.sweep.curves import GREY, Look, add_legend, draw_curve, looks_of
-from fedssl.sweep.privacy_table import EPSILON, MECHANISM, NO_EPSILON, epsilon_of, frontier
+from fedssl.sweep.privacy_table import (
+    AUC,
+    BOUND,
+    EPSILON,
+    EXAMPLE_BOUND,
+    MECHANISM,
+    MEMORY,
+    NO_EPSILON,
+    epsilon_of,
+    frontier,
+)
 from fedssl.sweep.table import UNTRAINED, Group
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _ASIDE = 1.025
-_TITLES = {"lower bound": "lower bound on epsilon (95 %)"}
-_LEVELS = {"attack AUC": (0.5, "chance"), "SSLMem": (0.0, "nothing is memorised")}
+_LEAKS = (BOUND, EXAMPLE_BOUND, AUC, MEMORY)
+_TITLES = {
+    BOUND: "lower bound on epsilon (95 %), who sees every release",
+    EXAMPLE_BOUND: "lower bound of an example (95 %), who has the encoder",
+    AUC: "attack AUC, who has the encoder",
+}
+_LEVELS = {EXAMPLE_BOUND: (0.0, "nothing is shown"), AUC: (0.5, "chance"), MEMORY: (0.0, "nothing is memorised")}
 
 
 def save_plot(path: Path, groups: Sequence[Group], scores: Sequence[str]) -> bool:
-    """Draw a panel a score, and one of the lower bound, the attack and SSLMem each; epsilon "none" is at the right.
+    """Draw a panel a score, and one of both lower bounds, the attack and SSLMem each; epsilon "none" is at the right.
 
     A colour is an objective, a marker a mechanism, a bar the standard deviation over seeds; a ring marks the Pareto
     frontier of a mechanism.
@@ -36,9 +51,7 @@ def save_plot(path: Path, groups: Sequence[Group], scores: Sequence[str]) -> boo
         return False
     from matplotlib.figure import Figure
 
-    leaks = [
-        name for name in ("lower bound", "attack AUC", "SSLMem") if any(group.mean(name) is not None for group in drawn)
-    ]
+    leaks = [name for name in _LEAKS if any(group.mean(name) is not None for group in drawn)]
     columns = max(len(scores), len(leaks))
     figure = Figure(figsize=(1.2 + 4.2 * columns, 8 if leaks else 4), layout="constrained")
     looks = looks_of({_curve(group): (_kind(group), group.labels.get(MECHANISM, "")) for group in drawn})
@@ -49,7 +62,7 @@ def save_plot(path: Path, groups: Sequence[Group], scores: Sequence[str]) -> boo
             _panel(axes, drawn, name, looks, ticks)
             if name in scores:
                 _utility(axes, drawn, name, looks, max(ticks))
-            elif name == "lower bound":
+            elif name == BOUND:
                 finite = [place for place, label in ticks.items() if label != NO_EPSILON]
                 axes.plot(finite, finite, color=GREY, linestyle="--", label="lower bound = epsilon")
             else:

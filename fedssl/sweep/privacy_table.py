@@ -1,6 +1,7 @@
 """What the points of a privacy sweep spend and betray, and which of them no other one beats."""
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 
 from fedssl.sweep.study import Outcome
@@ -8,7 +9,8 @@ from fedssl.sweep.table import UNTRAINED, Group, axes_of
 
 EPSILON, MECHANISM = "epsilon", "mechanism"
 NO_EPSILON = "none"
-PRIVACY = ("epsilon spent", "delta", "epsilon of an example", "lower bound", "attack AUC", "SSLMem")
+BOUND, EXAMPLE_BOUND, AUC, MEMORY = "lower bound", "lower bound of an example", "attack AUC", "SSLMem"
+PRIVACY = ("epsilon spent", "delta", BOUND, "epsilon of an example", EXAMPLE_BOUND, AUC, MEMORY)
 
 
 def epsilon_of(group: Group) -> float | None:
@@ -58,18 +60,31 @@ def frontier(groups: Sequence[Group], score: str) -> list[bool]:
 
 
 def group_rows(groups: Sequence[Group], scores: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Return the header and a row a group: labels, mean and spread of each number, the frontier of the first score."""
+    """Return the header and a row a group: labels, mean and spread of each number.
+
+    Of the first score there are also its gain over the encoder that a run began with, and the frontier.
+    """
     labels = axes_of(groups)
     names = [name for name in (*scores, *PRIVACY) if any(group.mean(name) is not None for group in groups)]
     private = any(epsilon_of(group) is not None for group in groups) and bool(scores)
     marked = frontier(groups, scores[0]) if private else [False] * len(groups)
     rows = [
         [*(group.labels.get(axis, "-") for axis in labels), *(_cell(group, name) for name in names)]
-        + (["yes" if best else ""] if private else [])
+        + ([_gain(group, scores[0]), "yes" if best else ""] if private else [])
         + [group.status]
         for group, best in zip(groups, marked, strict=True)
     ]
-    return [*labels, *names, *(["frontier"] if private else []), "points"], rows
+    more = [f"{scores[0]} gained", "frontier"] if private else []
+    return [*labels, *names, *more, "points"], rows
+
+
+def _gain(group: Group, score: str) -> str:
+    """Return by how much a score is above that of the encoder that each run began with; "none" within its spread."""
+    gains = group.differences(score, UNTRAINED + score)
+    if not gains:
+        return "-"
+    mean, spread = statistics.fmean(gains), statistics.stdev(gains) if len(gains) > 1 else 0.0
+    return f"{mean:+.3f} ± {spread:.3f}{'' if mean > spread else ', none'}"
 
 
 def _cell(group: Group, name: str) -> str:

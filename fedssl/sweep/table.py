@@ -34,6 +34,11 @@ class Group:
         values = self._values(name)
         return statistics.stdev(values) if len(values) > 1 else 0.0
 
+    def differences(self, name: str, other: str) -> list[float]:
+        """Return one number minus another of each point that has both."""
+        having = [outcome.numbers for outcome in self.outcomes if {name, other} <= outcome.numbers.keys()]
+        return [numbers[name] - numbers[other] for numbers in having]
+
     def cell(self, name: str) -> str:
         """Return the mean and, of several points, the standard deviation of a number; a dash where it is missing."""
         mean = self.mean(name)

@@ -15,6 +15,7 @@ from fedssl.privacy.gradients import engine, trainable
 from fedssl.privacy.logit import Logit
 from fedssl.privacy.mechanism import Terms
 from fedssl.privacy.noise import NoiseKey
+from fedssl.privacy.planted import Planted
 from fedssl.seeding import torch_stream, uniforms
 from fedssl.training.loop import Examples, LocalRule, OptimizerFactory, Schedule, Stream, make_batch, scheduled
 
@@ -29,12 +30,14 @@ class PrivateSteps:
         key: What samples and noise are drawn from.
         whole: Indices of the examples that cells are cut from, where some of them are left out of training. None: the
             client trains on all of them.
+        planted: Canaries among the units; None plants none.
     """
 
     mechanism: Sampled
     terms: Terms
     key: NoiseKey
     whole: NDArray[np.int64] | None = None
+    planted: Planted | None = None
 
 
 @dataclass(slots=True)
@@ -90,16 +93,30 @@ def fit_privately(
                 total.add(sums, loss, lengths)
             optimizer.zero_grad(set_to_none=True)
             expected = mechanism.sampling_rate * max(len(units), 1)
-            for name, parameter in parameters.items():
-                noise = private.key.normal(private.terms.release.noise_std, tuple(parameter.shape), *where, name)
-                noised = total.totals[name].double() + torch.from_numpy(noise).to(parameter.device)
-                parameter.grad = (noised / expected).to(parameter.dtype)
+            for name, noised in _noised(private, total.totals, where).items():
+                parameters[name].grad = (noised / expected).to(parameters[name].dtype)
             _step(model, optimizer, rule, schedule.max_grad_norm)
             objective.after_step(model, begun + (end - begun) * (step + 1) / num_steps)
             losses += total.losses
             norms += total.norms
     means = {"loss": float(np.mean(losses)), "gradient-norm": float(np.median(norms))} if losses else {}
     return means | {"num-steps": float(num_steps)}
+
+
+def _noised(private: PrivateSteps, totals: Mapping[str, Tensor], where: tuple[int, int, int]) -> dict[str, Tensor]:
+    """Return the sums of a step, with what canaries push, plus noise, in double precision."""
+    release, planted, rate = private.terms.release, private.planted, private.mechanism.sampling_rate
+    sums = {name: total.double() for name, total in totals.items()}
+    if planted is not None:
+        pushed = planted.push(release.clip, rate, private.key, *where)
+        sums = {name: total + torch.from_numpy(pushed[name]).to(total.device) for name, total in sums.items()}
+    for name, total in sums.items():
+        noise = private.key.normal(release.noise_std, tuple(total.shape), *where, name)
+        sums[name] = total + torch.from_numpy(noise).to(total.device)
+    if planted is not None:
+        seen = {name: total.cpu().numpy() for name, total in sums.items()}
+        planted.watch(seen, release.clip, release.noise_std, rate)
+    return sums
 
 
 def _step(model: nn.ModuleDict, optimizer: torch.optim.Optimizer, rule: LocalRule, max_grad_norm: float) -> None:

@@ -29,6 +29,10 @@ class Claim:
     delta: float
     lower: Mapping[float, float]
 
+    def to_dict(self) -> dict[str, object]:
+        """Return everything as JSON values."""
+        return {"unit": self.unit, "epsilon": self.epsilon, "delta": self.delta, "lower": self.lower}
+
     @property
     def violated(self) -> bool:
         """Whether the attack shows more than the guarantee allows."""
