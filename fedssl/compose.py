@@ -74,7 +74,7 @@ def _with_value(tree: DictConfig, word: str) -> DictConfig:
     key, equals, value = word.partition("=")
     if not equals:
         raise ConfigError(f"{word}: not of the form key=value")
-    if allowed := _unknown(tree, key):
+    if (allowed := _unknown(tree, key)) is not None:
         raise ConfigError(f"{key}={value}: no such setting; allowed: {allowed}")
     merged = OmegaConf.merge(tree, OmegaConf.from_dotlist([word]))
     return cast(DictConfig, merged)
@@ -137,7 +137,7 @@ def _explain(error: Exception, words: Sequence[str]) -> str:
     for word in words:
         key, _, value = word.partition("=")
         wrong = _unknown(base, key) if key not in options else None
-        if wrong:
+        if wrong is not None:
             return f"{key}={value}: no such setting; allowed: {wrong}"
     return _one_line(error)
 
@@ -148,7 +148,7 @@ def _unknown(tree: DictConfig, key: str) -> str | None:
     for part in key.lstrip("+~").split("."):
         if not isinstance(node, DictConfig) or part not in node:
             names = list(node) if isinstance(node, DictConfig) else ["(a value, not a group)"]
-            return ", ".join(str(name) for name in names if not str(name).startswith("_"))
+            return ", ".join(str(name) for name in names if not str(name).startswith("_")) or "none of this option"
         node = node._get_node(part)  # a missing value ("???") is still a known key
     return None
 

@@ -136,21 +136,28 @@ def test_a_claim_is_violated_by_a_bound_above_it() -> None:
     assert not claim.violated
 
 
-def test_a_client_that_lacks_an_example_is_another_client() -> None:
-    kinds = [statement("client", 1.0), statement("cell", 1.0, "zero_out"), statement("client", 1.0, "replace_one")]
-    found = [(claim.unit, claim.epsilon, claim.delta) for claim in claims(kinds, GUESSES)]
-    two = pytest.approx((1 + np.e) * 1e-5)
-    assert found == [("client", 2.0, two), ("cell", 2.0, two), ("client", 1.0, 1e-5)]
+def test_only_what_is_said_of_an_example_is_compared_with_what_examples_betray() -> None:
+    (claim,) = claims([statement("client", 1.0), statement("example", 3.0, "replace_one")], GUESSES)
+    assert (claim.epsilon, claim.delta) == (3.0, 1e-5)
+
+
+def test_an_epsilon_above_what_right_guesses_show_cannot_be_refuted() -> None:
+    few = Guesses(430, 172, {"perfect": 172})
+    (low,), (high,) = (claims([statement("example", epsilon)], few) for epsilon in (3.0, 4.0))
+    assert low.most == low.lower == {level: one_run_bound(430, 172, 172, 1e-5, level) for level in (0.95, 0.99)}
+    assert (low.refutable, low.violated) == (True, True)
+    assert (high.refutable, high.violated) == (False, False)
+    assert few.most(0.005, 0.99) == 0  # two thousandths of all canaries and more: nothing at all
 
 
 @pytest.mark.parametrize("statements", [None, [], [statement("none", None)], [statement("client", None)]])
 def test_where_nothing_is_claimed_nothing_is_violated(statements: list[dict[str, object]] | None) -> None:
     (claim,) = claims(statements, GUESSES)
-    assert (claim.unit, claim.epsilon, claim.delta, claim.violated) == ("none", None, 0.0, False)
+    assert (claim.mechanism, claim.epsilon, claim.delta, claim.violated) == ("none", None, 0.0, False)
     assert claim.lower[0.95] > claim.lower[0.99] > 4
 
 
 def test_a_huge_claim_is_not_refuted() -> None:
-    (claim,) = claims([statement("client", 1000.0)], GUESSES)
-    assert (claim.delta, claim.lower[0.99], claim.violated) == (1.0, 0.0, False)
+    (claim,) = claims([statement("example", 1000.0)], GUESSES)
+    assert (claim.refutable, claim.violated) == (False, False)
     assert many_runs_bound(10, 0, 10, 10, 1.0) == 0 < inf

@@ -55,6 +55,18 @@ def test_the_seed_names_the_choice_and_the_coins() -> None:
     assert (first.indices != other.indices).any()
 
 
+def test_coins_of_their_own_leave_the_choice_as_it_is() -> None:
+    first, other = (throw(PARTS, 0.3, 1, flipped=False, coins=coins) for coins in (None, 2))
+    assert (first.indices == other.indices).all()
+    assert 0.4 < (first.included == other.included).mean() < 0.6
+    assert (first.included == throw(PARTS, 0.3, 1, flipped=False, coins=1).included).all()
+
+
+def test_coins_are_named_by_a_number() -> None:
+    with pytest.raises(ConfigError, match=r"canaries\.coins=-1: must be 0 or more"):
+        load([*TINY, "canaries.coins=-1"])
+
+
 def test_clients_without_examples_have_no_canaries() -> None:
     assert not len(throw([PARTS[0][:0], PARTS[0][:3]], 0.2, 0, flipped=False).indices)
 

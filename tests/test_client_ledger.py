@@ -155,10 +155,10 @@ def test_a_client_is_charged_before_it_trains(monkeypatch: pytest.MonkeyPatch) -
 def test_a_client_that_fails_keeps_its_charge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     original = handlers._work
 
-    def failing(workspace: Any, task: TrainTask, memory: Any, partition: int, key: Any) -> Any:  # noqa: ANN401
+    def failing(workspace: Any, task: TrainTask, memory: Any, partition: int, *more: Any) -> Any:  # noqa: ANN401
         if partition == 2:
             raise RuntimeError("out of memory")
-        return original(workspace, task, memory, partition, key)
+        return original(workspace, task, memory, partition, *more)
 
     monkeypatch.setattr(handlers, "_work", failing)
     assert main([*TINY, *LOCAL, "rounds=1", "cohort=4", "quorum=3", f"run_dir={tmp_path}"]) == 0

@@ -297,7 +297,10 @@ def test_whoever_knows_the_canary_tells_it_as_well_as_the_noise_allows_and_no_be
         ({"noise_multiplier": -1.0}, "noise_multiplier must be 0 or more, got -1.0"),
         ({"amplification": "yes"}, "amplification must be one of claim, none, got yes"),
         ({"adjacency": "swap"}, "adjacency must be one of add_remove, zero_out, replace_one, got swap"),
-        ({"min_survivors": 2}, "min_survivors must be given with secure_aggregation alone, got 2"),
+        (
+            {"min_survivors": 2},
+            "min_survivors must be a number where secure_aggregation is true, and null where it is not, got 2",
+        ),
     ],
 )
 def test_an_argument_out_of_range_is_refused(settings: dict[str, Any], text: str) -> None:

@@ -155,7 +155,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         (
             (*CLIENT, "privacy.group_size=2", "privacy.adjacency=replace_one"),
             None,
-            ["privacy.group_size must be 1 where one unit replaces another, got 2"],
+            ["privacy.group_size=2: must be 1 where one unit replaces another"],
         ),
         (("privacy=example",), None, ["privacy.noise_multiplier or target_epsilon: give exactly one of them"]),
         ((*CLIENT, "privacy.target_epsilon=3"), None, ["give exactly one of them, got 1 and 3"]),

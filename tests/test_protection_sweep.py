@@ -133,7 +133,7 @@ def test_axes_must_say_who_is_protected(grid: dict, text: str) -> None:
 def test_a_word_of_the_sweep_that_is_wrong_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-m", "sweep=protection", "fraction=0.3"]) == 2
     assert "fraction=0.3: no such label of the sweep; allowed: 0, 0.25, 0.5, 1" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="points must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match="no point has all of the chosen labels"):
         read_plan(["sweep=protection", "presence=absent", "protection=random_sample"])
 
 

@@ -248,8 +248,9 @@ def test_the_report_has_every_part_and_needs_no_network(tmp_path: Path) -> None:
 
 
 def test_the_report_shows_a_guarantee_when_there_is_one(tmp_path: Path) -> None:
-    guarantee = {"unit": "client", "epsilon": 3.2}
+    guarantee = {"unit": "client", "epsilon": 3.1999, "delta": None, "assumptions": ["one", "two"], "details": {"n": 4}}
     write_report(RunDirectory(tmp_path), "", [], result([guarantee]), None, [])
     page = (tmp_path / "report.html").read_text()
-    assert "3.2" in page
+    assert not [word for word in ("3.200", "one; two", "n: 4") if word not in page]
+    assert "None" not in page
     assert "guarantee: none" not in page

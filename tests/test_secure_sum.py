@@ -79,7 +79,7 @@ def test_a_neighbouring_federation_has_as_many_clients() -> None:
 
 def test_survivors_are_asked_for_with_secure_aggregation_alone() -> None:
     for arguments in ({"secure_aggregation": True}, {"min_survivors": 3}):
-        with pytest.raises(ValueError, match="min_survivors must be given with secure_aggregation alone"):
+        with pytest.raises(ValueError, match="min_survivors must be a number where secure_aggregation is true"):
             Client(noise_multiplier=1.0, **arguments)
 
 

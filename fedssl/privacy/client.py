@@ -75,7 +75,8 @@ class Client(Mechanism):
         if self.quantile is not None and (self.by_group or self.adjacency == "replace_one"):
             raise ValueError(f"quantile must be null with by_group or replace_one, got {self.quantile}")
         if self.secure_aggregation != (self.min_survivors is not None):
-            raise ValueError(f"min_survivors must be given with secure_aggregation alone, got {self.min_survivors}")
+            allowed = "a number where secure_aggregation is true, and null where it is not"
+            raise ValueError(f"min_survivors must be {allowed}, got {self.min_survivors}")
         at_least(2, min_survivors=self.min_survivors)
         if self.secure_aggregation and self.adjacency == "add_remove":
             allowed = "zero_out or replace_one with secure_aggregation, who is not there brings no noise"
@@ -165,7 +166,7 @@ class Client(Mechanism):
         return (
             trusted,
             "the number of clients is public",
-            *(drawn if self.amplification == "claim" else ()),
+            *(drawn if self.amplification == "claim" and self.sampling_rate != 1 else ()),
             *(("the examples of each client, up to the cap, are public",) if self.weight_cap is not None else ()),
         )
 

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from fedssl.report.units import human_epsilon
+
 _NEIGHBOURS = {
     "add_remove": "is there or is not",
     "zero_out": "contributes or contributes zero",
@@ -53,15 +55,16 @@ class Statement:
         """Return the sentence; epsilon is rounded up."""
         if self.epsilon is None or self.delta is None or math.isinf(self.epsilon):
             return f"guarantee: none; {self.details.get('reason', 'what is released is not noised')}"
-        rdp = "" if self.epsilon_rdp is None else f", {_upwards(self.epsilon_rdp)} by rdp"
+        rdp = "" if self.epsilon_rdp is None else f", {human_epsilon(self.epsilon_rdp)} by rdp"
         part = "of which each has every unit"
         if self.sampling_rate < 1:
             part = f"of which each has a unit with probability {self.sampling_rate:.4g}"
         assuming = f"; assuming that {' and that '.join(self.assumptions)}" if self.assumptions else ""
         return (
-            f"guarantee: epsilon {_upwards(self.epsilon)} at delta {self.delta:.4g} (accountant {self.accountant}{rdp})"
-            f" for one {self.unit}, which {_NEIGHBOURS[self.adjacency]} ({self.adjacency}), against {self.adversary}, "
-            f"who see {self.released}; {self.num_releases} releases by the mechanism {self.mechanism}, {part}, with "
+            f"guarantee: epsilon {human_epsilon(self.epsilon)} at delta {self.delta:.4g} "
+            f"(accountant {self.accountant}{rdp}) for one {self.unit}, which {_NEIGHBOURS[self.adjacency]} "
+            f"({self.adjacency}), against {self.adversary}, who see {self.released}; "
+            f"{self.num_releases} releases by the mechanism {self.mechanism}, {part}, with "
             f"noise multiplier {self.noise_multiplier:.4g} and clip norm {self.clip:.4g}{assuming}"
         )
 
@@ -90,7 +93,3 @@ def none_statement(reason: str = "what clients send is what they trained") -> St
         num_releases=0,
         details={"reason": reason},
     )
-
-
-def _upwards(epsilon: float) -> str:
-    return f"{math.ceil(epsilon * 1000) / 1000:.3f}" if math.isfinite(epsilon) else "infinite"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fedssl.report.records import RunResult
-from fedssl.report.units import human_bytes, human_difference, human_number, human_seconds
+from fedssl.report.units import human_bytes, human_difference, human_epsilon, human_number, human_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +46,7 @@ def _bound(statement: Mapping[str, object]) -> str:
     epsilon, delta = statement.get("epsilon"), statement.get("delta")
     if not isinstance(epsilon, float | int) or not isinstance(delta, float | int):
         return "none"
-    return f"epsilon {epsilon:.4g}, delta {delta:.2g}, one {statement['unit']} ({statement['adjacency']})"
+    return f"epsilon {human_epsilon(epsilon)}, delta {delta:.2g}, one {statement['unit']} ({statement['adjacency']})"
 
 
 def closing_table(result: RunResult, width: int = 100) -> str:

@@ -14,7 +14,7 @@ from fedssl.report.plots import angle_curves, loss_curve, partition_plot, pseudo
 from fedssl.report.records import RoundRecord, RunResult
 from fedssl.report.rundir import NEIGHBOURS, RunDirectory
 from fedssl.report.template import STYLE, TEMPLATE
-from fedssl.report.units import human_bytes, human_number, human_seconds
+from fedssl.report.units import human_bytes, human_epsilon, human_number, human_seconds
 
 REPORT = "report.html"
 
@@ -93,12 +93,27 @@ def _tables(records: Sequence[RoundRecord], result: RunResult) -> dict[str, obje
     return {
         "scores": score_rows(result),
         "costs": cost_rows(result),
-        "privacy": [list(guarantee.items()) for guarantee in result.privacy or []],
+        "privacy": [
+            [(name, _in_words(name, value)) for name, value in guarantee.items()] for guarantee in result.privacy or []
+        ],
         "protection": result.protection,
         "failures": [(failure.round, failure.partition, failure.reason) for failure in failures],
         "versions": list(result.versions.items()),
         "model_sha256": result.model_sha256,
     }
+
+
+def _in_words(name: str, value: object) -> str:
+    """Return a value of a statement as it is read."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return human_epsilon(value) if name.startswith("epsilon") else f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {_in_words(key, each)}" for key, each in value.items()) or "-"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "; ".join(str(each) for each in value) or "-"
+    return str(value)
 
 
 def _round_rows(records: Sequence[RoundRecord]) -> tuple[list[str], list[list[str]]]:

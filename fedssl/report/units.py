@@ -34,3 +34,8 @@ def human_difference(final: float | None, untrained: float | None) -> str:
     if final is None or untrained is None or math.isnan(final - untrained):
         return "-"
     return f"{final - untrained:+.3f}"
+
+
+def human_epsilon(epsilon: float) -> str:
+    """Return an epsilon with three digits after the point, never below what it is."""
+    return f"{math.ceil(epsilon * 1000) / 1000:.3f}" if math.isfinite(epsilon) else "infinite"

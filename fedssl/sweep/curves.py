@@ -72,10 +72,12 @@ def draw_curve(
         )
 
 
-def add_legend(figure: "Figure") -> None:
-    """Add one legend at the right for all that has a label."""
+def add_legend(figure: "Figure", title: str | None = None) -> None:
+    """Add one legend at the right for all that has a label; of equal labels the first."""
     labelled: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             labelled.setdefault(label, handle)
-    figure.legend(list(labelled.values()), list(labelled), loc="outside right center", fontsize=8)
+    figure.legend(
+        list(labelled.values()), list(labelled), loc="outside right center", fontsize=8, title=title, title_fontsize=8
+    )

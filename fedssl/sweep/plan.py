@@ -35,7 +35,9 @@ class Sweep:
     processes: int
 
     def __post_init__(self) -> None:
-        at_least(1, points=len(self.points), processes=self.processes)
+        at_least(1, processes=self.processes)
+        if not self.points:
+            raise ValueError("no point has all of the chosen labels")
         names = [point.name for point in self.points]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"points must differ in their names, got {min(twice)} twice")

@@ -9,7 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 
-from fedssl.errors import ConfigError, DataError, RunError
+from fedssl.errors import ConfigError, DataError, PrivacyError, RunError
 from fedssl.report.records import RunResult
 from fedssl.report.rundir import RunDirectory
 from fedssl.sweep.study import Outcome, Point, Status, Study, Train, write_json
@@ -63,7 +63,7 @@ def run_point(folder: Path, point: Point, study: Study, train: Train) -> Outcome
                 raise KeyboardInterrupt from error
             traceback.print_exc(file=sys.stderr)
             numbers = {}
-            status, reason = ("refused" if isinstance(error, ConfigError) else "failed"), _one_line(error)
+            status, reason = ("refused" if isinstance(error, PrivacyError) else "failed"), _one_line(error)
     numbers = {name: value for name, value in numbers.items() if value is not None}
     outcome = Outcome(point.labels, point.overrides, status, reason, time.monotonic() - begun, numbers)
     write_json(folder / OUTCOME, asdict(outcome))
@@ -83,5 +83,5 @@ def trained(path: Path, overrides: Sequence[str], train: Train) -> RunResult:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).removeprefix("failed: ")
     return text if isinstance(error, ConfigError | DataError | RunError) else f"{type(error).__name__}: {text}"

@@ -13,10 +13,16 @@ from fedssl.sweep.privacy_plot import save_plot
 from fedssl.sweep.privacy_table import (
     AUC,
     BOUND,
+    CEILING,
     EPSILON,
     EXAMPLE_BOUND,
+    EXAMPLE_CEILING,
     MEMORY,
     NO_EPSILON,
+    OF_EXAMPLE,
+    SPENT,
+    TOP,
+    TPR,
     column_names,
     group_rows,
     score_names,
@@ -26,11 +32,12 @@ from fedssl.sweep.study import Axes, Outcome, Point, Study, Train, write_json
 from fedssl.sweep.table import groups_of
 
 AUDIT = "audit.json"
-_CONFIDENCE, _ATTACK = "0.95", "alignment gained"
+_CONFIDENCE, _ATTACK, _FALSE_ALARMS = "0.95", "alignment gained", "0.01"
 _NOTE = (
     "Numbers are the mean and the standard deviation over seeds. Epsilon and the lower bound are those of the unit of "
     "the mechanism: an example, a cell of examples or a client. The lower bound of an example is to be compared with "
-    "the epsilon of an example. What is gained is above the encoder that a run began with, by seed. The frontier is "
+    "the epsilon of an example. Beside each bound is the most that it could be, had every guess been right: an epsilon "
+    "above that cannot be refuted. What is gained is above the encoder that a run began with, by seed. The frontier is "
     "one for each mechanism, because promises to different units cannot be compared. Choosing a point by a score on "
     "private data is itself no private release."
 )
@@ -77,7 +84,7 @@ class Privacy(Study):
         """Return what the run spent and, where there is an audit, what its encoder betrays."""
         numbers: dict[str, Any] = {}
         for statement in (result.privacy or [])[:1]:  # the first is of the mechanism's own unit
-            numbers |= {"epsilon spent": statement["epsilon"], "delta": statement["delta"]}
+            numbers |= {SPENT: statement["epsilon"], "delta": statement["delta"]}
         if self.audit is None:
             return numbers, ""
         trained(folder / "twin", [*point.overrides, "canaries.flipped=true"], train)
@@ -109,10 +116,15 @@ def _attacked(audit: Mapping[str, Any]) -> dict[str, Any]:
     """Return the numbers of an audit that a sweep compares; of several guarantees the tightest."""
     claim = min(audit["claims"], key=lambda each: float("inf") if each["epsilon"] is None else each["epsilon"])
     planted = audit["planted"]
+    unit = {} if planted is None else {BOUND: planted["lower"][_CONFIDENCE], CEILING: planted["most"][_CONFIDENCE]}
+    attack, memory = audit["attacks"][_ATTACK], audit["sslmem"]["candidate"]
     return {
-        **({} if planted is None else {BOUND: planted["lower"][_CONFIDENCE]}),
-        "epsilon of an example": claim["epsilon"],
+        **unit,
+        OF_EXAMPLE: claim["epsilon"],
         EXAMPLE_BOUND: claim["lower"][_CONFIDENCE],
-        AUC: audit["attacks"][_ATTACK]["auc"],
-        MEMORY: audit["sslmem"]["candidate"]["mean"],
+        EXAMPLE_CEILING: claim["most"][_CONFIDENCE],
+        AUC: attack["auc"],
+        TPR: attack["tpr_at"][_FALSE_ALARMS],
+        MEMORY: memory["mean"],
+        TOP: memory["top_mean"],
     }

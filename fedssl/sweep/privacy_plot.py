@@ -1,4 +1,4 @@
-"""Utility and leakage against epsilon, on one axis."""
+"""Utility and leakage against epsilon: a column a mechanism, a row a number, on one axis."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,15 @@ from fedssl.sweep.curves import GREY, Look, add_legend, draw_curve, looks_of
 from fedssl.sweep.privacy_table import (
     AUC,
     BOUND,
+    CEILING,
     EPSILON,
     EXAMPLE_BOUND,
+    EXAMPLE_CEILING,
     MECHANISM,
     MEMORY,
     NO_EPSILON,
+    OF_EXAMPLE,
+    SPENT,
     epsilon_of,
     frontier,
 )
@@ -23,21 +27,17 @@ from fedssl.sweep.table import UNTRAINED, Group
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_ASIDE = 1.025
-_LEAKS = (BOUND, EXAMPLE_BOUND, AUC, MEMORY)
-_TITLES = {
-    BOUND: "lower bound on epsilon (95 %), who sees every release",
-    EXAMPLE_BOUND: "lower bound of an example (95 %), who has the encoder",
-    AUC: "attack AUC, who has the encoder",
-}
-_LEVELS = {EXAMPLE_BOUND: (0.0, "nothing is shown"), AUC: (0.5, "chance"), MEMORY: (0.0, "nothing is memorised")}
+_ASIDE = 1.04
+_NAMES = {BOUND: "lower bound\nfrom every release", EXAMPLE_BOUND: "lower bound\nfrom the encoder"}
+_UPPER = {BOUND: (SPENT, CEILING), EXAMPLE_BOUND: (OF_EXAMPLE, EXAMPLE_CEILING)}
+_LEVELS = {AUC: 0.5, MEMORY: 0.0}
 
 
 def save_plot(path: Path, groups: Sequence[Group], scores: Sequence[str]) -> bool:
-    """Draw a panel a score, and one of both lower bounds, the attack and SSLMem each; epsilon "none" is at the right.
+    """Draw a column a mechanism and a row a number: scores, both lower bounds, the attack and SSLMem.
 
-    A colour is an objective, a marker a mechanism, a bar the standard deviation over seeds; a ring marks the Pareto
-    frontier of a mechanism.
+    Epsilon "none" is at the right of every column. A colour is an objective, a bar the standard deviation over seeds; a
+    ring marks the Pareto frontier of a mechanism.
 
     Returns:
         Whether there was anything to draw; nothing is written where there was not.
@@ -51,26 +51,41 @@ def save_plot(path: Path, groups: Sequence[Group], scores: Sequence[str]) -> boo
         return False
     from matplotlib.figure import Figure
 
-    leaks = [name for name in _LEAKS if any(group.mean(name) is not None for group in drawn)]
-    columns = max(len(scores), len(leaks))
-    figure = Figure(figsize=(1.2 + 4.2 * columns, 8 if leaks else 4), layout="constrained")
-    looks = looks_of({_curve(group): (_kind(group), group.labels.get(MECHANISM, "")) for group in drawn})
-    ticks = _ticks(drawn)
-    for row, names in enumerate([scores, leaks] if leaks else [scores]):
-        for column, name in enumerate(names):
-            axes = figure.add_subplot(2 if leaks else 1, columns, row * columns + column + 1)
-            _panel(axes, drawn, name, looks, ticks)
+    rows = [*scores, *_UPPER, *_LEVELS]
+    rows = [name for name in rows if any(group.mean(name) is not None for group in drawn)]
+    columns = _columns(drawn)
+    figure = Figure(figsize=(3.2 * len(columns) + 2.4, 1.9 * len(rows) + 0.8), layout="constrained")
+    panels = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey="row")
+    looks, ticks = looks_of({_kind(group): (_kind(group), "") for group in drawn}), _ticks(drawn)
+    for name, line in zip(rows, panels, strict=True):
+        line[0].set_ylabel(_NAMES.get(name, name))
+        for (mechanism, own), axes in zip(columns.items(), line, strict=True):
+            for kind, look in looks.items():
+                of_kind = [group for group in own if _kind(group) == kind]
+                draw_curve(axes, of_kind, name, look, partial(_place, look=look, last=max(ticks)), kind)
+            _beside(axes, own, name, ticks)
             if name in scores:
-                _utility(axes, drawn, name, looks, max(ticks))
-            elif name == BOUND:
-                finite = [place for place, label in ticks.items() if label != NO_EPSILON]
-                axes.plot(finite, finite, color=GREY, linestyle="--", label="lower bound = epsilon")
-            else:
-                level, label = _LEVELS[name]
-                axes.axhline(level, color=GREY, linestyle="--", label=label)
-    add_legend(figure)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+                _frontier(axes, groups, mechanism, name, looks, max(ticks))
+    for axes, mechanism in zip(panels[0], columns, strict=True):
+        axes.set_title(mechanism)
+    for axes in panels[-1]:
+        axes.set_xlabel("epsilon of the mechanism's unit")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(list(ticks), list(ticks.values()))
+        axes.minorticks_off()
+        axes.set_xlim(min(ticks) / 1.4, max(ticks) * 1.4)
+    seeds = max(len(group.outcomes) for group in drawn)
+    add_legend(figure, f"mean and standard\ndeviation, {seeds} seeds" if seeds > 1 else None)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
     return True
+
+
+def _columns(groups: Sequence[Group]) -> dict[str, list[Group]]:
+    """Return the groups of each mechanism, each beside those without an epsilon."""
+    open_ones = [group for group in groups if math.isinf(epsilon_of(group) or 0.0)]
+    private = [group for group in groups if group not in open_ones]
+    names = dict.fromkeys(group.labels.get(MECHANISM, "") for group in private or open_ones)
+    return {name: [group for group in private if group.labels.get(MECHANISM, "") == name] + open_ones for name in names}
 
 
 def _ticks(groups: Sequence[Group]) -> Mapping[float, str]:
@@ -88,35 +103,43 @@ def _place(group: Group, look: Look, last: float) -> float:
 
 
 def _kind(group: Group) -> str:
-    return ", ".join(label for axis, label in group.labels.items() if axis not in (EPSILON, MECHANISM))
+    return ", ".join(label for axis, label in group.labels.items() if axis not in (EPSILON, MECHANISM)) or "all"
 
 
-def _curve(group: Group) -> str:
-    return ", ".join(label for axis, label in group.labels.items() if axis != EPSILON) or "all"
-
-
-def _panel(
-    axes: "Axes", groups: Sequence[Group], name: str, looks: Mapping[str, Look], ticks: Mapping[float, str]
-) -> None:
-    for curve, look in looks.items():
-        own = [group for group in groups if _curve(group) == curve]
-        draw_curve(axes, own, name, look, partial(_place, look=look, last=max(ticks)), curve)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(list(ticks), list(ticks.values()))
-    axes.minorticks_off()
-    axes.set_xlim(min(ticks) / 1.4, max(ticks) * 1.4)
-    axes.set(xlabel="epsilon", title=_TITLES.get(name, name))
+def _beside(axes: "Axes", groups: Sequence[Group], name: str, ticks: Mapping[float, str]) -> None:
+    """Draw what a number is compared with: the encoder that runs began with, an upper bound, or a level."""
     axes.grid(axis="y", color="#e5e7eb")
+    if name in _UPPER:
+        promised, most = _UPPER[name]
+        for number, style, label in ((promised, "--", "epsilon"), (most, ":", "most a bound could be")):
+            means = {
+                place: max(values)
+                for place in ticks
+                if (values := [mean for group in groups if _place_is(group, place) and (mean := group.mean(number))])
+            }
+            axes.plot(list(means), list(means.values()), color=GREY, linestyle=style, marker="_", label=label)
+        return
+    level, label = _LEVELS.get(name), "nothing leaks" if name in _LEVELS else "untrained encoder"
+    begun = [mean for group in groups if (mean := group.mean(UNTRAINED + name)) is not None]
+    if level is None and begun:
+        level = sum(begun) / len(begun)
+        spread = max(group.spread(UNTRAINED + name) for group in groups)
+        axes.axhspan(level - spread, level + spread, color=GREY, alpha=0.15, linewidth=0)
+    if level is not None:
+        axes.axhline(level, color=GREY, linestyle="-.", label=label)
 
 
-def _utility(axes: "Axes", groups: Sequence[Group], score: str, looks: Mapping[str, Look], last: float) -> None:
-    """Draw the untrained encoder and the Pareto frontiers."""
-    untrained = [mean for group in groups if (mean := group.mean(UNTRAINED + score)) is not None]
-    if untrained:
-        axes.axhline(sum(untrained) / len(untrained), color=GREY, linestyle="--", label="untrained encoder")
-    best = [group for group, marked in zip(groups, frontier(groups, score), strict=True) if marked]
-    xs = [_place(group, looks[_curve(group)], last) for group in best]
-    ys = [group.mean(score) or 0.0 for group in best]
+def _place_is(group: Group, place: float) -> bool:
+    return epsilon_of(group) == place
+
+
+def _frontier(
+    axes: "Axes", groups: Sequence[Group], mechanism: str, score: str, looks: Mapping[str, Look], last: float
+) -> None:
+    marked = zip(groups, frontier(groups, score), strict=True)
+    best = [group for group, rings in marked if rings and group.labels.get(MECHANISM, "") == mechanism]
     axes.scatter(
-        xs, ys, s=130, facecolors="none", edgecolors="#111827", linewidths=1.3, label="Pareto frontier", zorder=3
-    )
+        [_place(group, looks[_kind(group)], last) for group in best],
+        [group.mean(score) or 0.0 for group in best],
+        s=110, facecolors="none", edgecolors="#111827", linewidths=1.2, label="Pareto frontier", zorder=3,
+    )  # fmt: skip

@@ -9,8 +9,11 @@ from fedssl.sweep.table import UNTRAINED, Group, axes_of
 
 EPSILON, MECHANISM = "epsilon", "mechanism"
 NO_EPSILON = "none"
-BOUND, EXAMPLE_BOUND, AUC, MEMORY = "lower bound", "lower bound of an example", "attack AUC", "SSLMem"
-PRIVACY = ("epsilon spent", "delta", BOUND, "epsilon of an example", EXAMPLE_BOUND, AUC, MEMORY)
+BOUND, CEILING = "lower bound", "most it could be"
+EXAMPLE_BOUND, EXAMPLE_CEILING = "lower bound of an example", "most that could be"
+AUC, TPR, MEMORY, TOP = "attack AUC", "TPR at 1 %", "SSLMem", "SSLMem, top 1 %"
+SPENT, OF_EXAMPLE = "epsilon spent", "epsilon of an example"
+PRIVACY = (SPENT, "delta", BOUND, CEILING, OF_EXAMPLE, EXAMPLE_BOUND, EXAMPLE_CEILING, AUC, TPR, MEMORY, TOP)
 
 
 def epsilon_of(group: Group) -> float | None:
@@ -43,7 +46,8 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
 def frontier(groups: Sequence[Group], score: str) -> list[bool]:
     """Return for each group whether it is on the Pareto frontier of its mechanism; without an epsilon none is.
 
-    Mechanisms are not compared: an epsilon of a client and one of an example are promises of different things.
+    The encoder that the runs began with costs nothing, so what does not beat it is not on a frontier. Mechanisms are
+    not compared: an epsilon of a client and one of an example are promises of different things.
     """
     marked = [False] * len(groups)
     for mechanism in {group.labels.get(MECHANISM) for group in groups}:
@@ -54,7 +58,9 @@ def frontier(groups: Sequence[Group], score: str) -> list[bool]:
             and (epsilon := epsilon_of(group)) is not None
             and (mean := group.mean(score)) is not None
         ]
-        for (place, _), best in zip(own, pareto([point for _, point in own]), strict=True):
+        begun = [mean for place, _ in own if (mean := groups[place].mean(UNTRAINED + score)) is not None]
+        points = [point for _, point in own] + ([(0.0, statistics.fmean(begun))] if begun else [])
+        for (place, _), best in zip(own, pareto(points), strict=False):
             marked[place] = best
     return marked
 

@@ -42,7 +42,7 @@ class Outcome:
     Attributes:
         labels: Of the point.
         overrides: Of the point.
-        status: "done"; "refused", where settings do not go together; "failed"; "violated", where an attack shows more
+        status: "done"; "refused", where a guarantee would not hold; "failed"; "violated", where an attack shows more
             than a guarantee allows.
         reason: One line, unless it is done.
         seconds: Wall-clock time of its run and of what the study adds, in seconds.

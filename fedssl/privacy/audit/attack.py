@@ -47,6 +47,16 @@ class Attack:
         """False- and true-positive rates `[num_thresholds + 1]`, ascending."""
         return self.false_positives / self.false_positives[-1], self.true_positives / self.true_positives[-1]
 
+    def to_dict(self) -> dict[str, object]:
+        """Return the numbers without the curve."""
+        return {
+            "auc": self.auc,
+            "auc_interval": self.interval,
+            "balanced_accuracy": self.balanced_accuracy,
+            "advantage": self.advantage,
+            "tpr_at": self.tpr_at,
+        }
+
     def violates(self, epsilon: float, delta: float, confidence: float = 0.99) -> bool:
         """Return whether a true-positive rate is above e^epsilon times the false-positive rate plus delta.
 

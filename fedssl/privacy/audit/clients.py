@@ -29,6 +29,27 @@ def participation(aggregates: NDArray[Any], updates: NDArray[Any]) -> float:
     return float((normalised(updates) * aggregates).sum())
 
 
+def shares(aggregate: NDArray[Any], updates: NDArray[Any]) -> NDArray[np.float64]:
+    """Return how far a published update went in each client's direction and in no other's, `[clients]`.
+
+    Clients that learn the same go the same way, whoever took part; these are the least-squares coefficients of all
+    their directions together, for which the updates of all must be known.
+
+    Args:
+        aggregate: `[dim]` what the server published of a round.
+        updates: `[clients, dim]` the clients' own updates, computed anew from their data at the round's model.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    if updates.ndim != 2 or aggregate.shape != updates.shape[1:]:
+        shapes = f"{list(aggregate.shape)} and {list(updates.shape)}"
+        raise ValueError(f"aggregate and updates must be [dim] and [clients, dim], got {shapes}")
+    directions = normalised(updates)
+    # through the products of all pairs: the directions themselves may be millions long
+    return np.asarray(np.linalg.pinv(directions @ directions.T, hermitian=True) @ (directions @ aggregate))
+
+
 def participation_auc(noise_multiplier: float, rounds: int = 1) -> float:
     """Return the area under the curve of `participation` where updates are as long as the clip norm: the best possible.
 

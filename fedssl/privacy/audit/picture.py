@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedssl.privacy.audit.run import RunAudit
+from fedssl.privacy.audit.recovery import Recovery
+from fedssl.privacy.audit.run_audit import RunAudit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,6 +40,25 @@ def picture(audit: RunAudit) -> "Figure":
     for axes in panels:
         axes.legend(frameon=False, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def recovered_picture(recovery: Recovery) -> "Figure":
+    """Return the originals, and below them what came back from each gradient."""
+    from matplotlib.figure import Figure
+
+    rows = {"original": recovery.originals} | {
+        f"{how}\n{each.psnr:.1f} dB": each.images for how, each in recovery.found.items()
+    }
+    number = len(recovery.originals)
+    figure = Figure(figsize=(1.4 * number + 1.2, 1.5 * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), number, squeeze=False)
+    for row, (label, images) in zip(panels, rows.items(), strict=True):
+        row[0].set_ylabel(label, fontsize=8)
+        for axes, image in zip(row, images, strict=True):
+            pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+            axes.imshow(pixels, cmap="gray", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[])
     return figure
 
 

@@ -1,4 +1,4 @@
-"""How encoders align random views of examples, the same views for every encoder that is compared."""
+"""What encoders make of random views of examples, the same views for every encoder that is compared."""
 
 from collections.abc import Iterator, Sequence
 
@@ -57,16 +57,25 @@ class Views:
         Raises:
             DataError: A feature is not a finite number.
         """
+        batches = [[pairs(own) for own in features] for features in self._batches(encoders, dataset, indices)]
+        return [np.concatenate(curve) for curve in zip(*batches, strict=True)]
+
+    def features(self, encoder: nn.Module, dataset: Dataset, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the features `[n, views, dim]` of examples by an encoder; arguments and errors as of `alignments`."""
+        return np.concatenate([features for (features,) in self._batches([encoder], dataset, indices)])
+
+    def _batches(
+        self, encoders: Sequence[nn.Module], dataset: Dataset, indices: NDArray[np.int64]
+    ) -> Iterator[list[NDArray[np.float32]]]:
+        """Yield the features `[batch, views, dim]` by each output of each encoder."""
         examples = Examples(dataset, indices, self._augmentation)
-        batches = []
         for first in range(0, len(indices), _BATCH):
             places = np.arange(first, min(first + _BATCH, len(indices)))
             by_view = [_outputs(encoders, view) for view in self._views(examples, places)]
-            batches.append([pairs(np.stack(own, axis=1)) for own in zip(*by_view, strict=True)])
-        alignments = [np.concatenate(curve) for curve in zip(*batches, strict=True)]
-        if not np.isfinite(alignments).all():
-            raise DataError("the features of an encoder are not all finite numbers")
-        return alignments
+            found = [np.stack(own, axis=1) for own in zip(*by_view, strict=True)]
+            if not all(np.isfinite(features).all() for features in found):
+                raise DataError("the features of an encoder are not all finite numbers")
+            yield found
 
     def _views(self, examples: Examples, places: NDArray[np.int64]) -> Iterator[Tensor]:
         left = self._number
