@@ -132,11 +132,10 @@ def _work(
     planted: Planted | None,
 ) -> Outcome:
     """Train the model shell in place."""
-    procedure: LocalTraining = build(workspace.config, "client")
+    procedure: LocalTraining = workspace.procedure
     train, indices = workspace.examples_of(partition), workspace.indices(partition)
     truth = None if workspace.parts is None else train.labels[indices]
-    augmentation = build(workspace.config, "augmentation")
-    examples = Examples(train, indices, augmentation, workspace.labels(partition), truth)
+    examples = Examples(train, indices, workspace.augmentation, workspace.labels(partition), truth)
     bundle.load(workspace.model, procedure.begin(workspace.initial, memory, task))
     private = None
     if isinstance(workspace.mechanism, Sampled) and key is not None:

@@ -30,7 +30,7 @@ def prepare(config: RunConfig) -> Workspace:
     for name in COMPONENTS:
         if name != "data":
             build(config, name)
-    smallest, batch = workspace.objective.min_batch, build(config, "client").batch_size
+    smallest, batch = workspace.objective.min_batch, workspace.procedure.batch_size
     if batch < smallest:
         raise ConfigError(f"client.batch_size={batch}: must be at least {smallest}, the objective's smallest batch")
     try:
@@ -140,7 +140,7 @@ def _check_privacy(workspace: Workspace) -> None:
 def _check_precision(workspace: Workspace) -> None:
     """Raise ConfigError when the device cannot compute what `client.precision` asks for."""
     try:
-        check_precision(build(workspace.config, "client").precision, workspace.device)
+        check_precision(workspace.procedure.precision, workspace.device)
     except ValueError as error:
         raise ConfigError(key_first(f"client.{error}")) from error
 

@@ -32,6 +32,7 @@ from fedssl.privacy.unlearnable.protected_dataset import ProtectedDataset, kept,
 from fedssl.privacy.unlearnable.protector import Owned, Protector, Say, silent
 from fedssl.report.rundir import PROTECTION
 from fedssl.seeding import derive, generator
+from fedssl.training.augment import Augmentation
 from fedssl.training.loop import Examples, Stream, make_batch
 
 _OPEN: dict[tuple[str, str | None], "Workspace"] = {}
@@ -283,10 +284,21 @@ class Workspace:
         objective: Objective = build(self.config, "objective")
         return objective
 
+    @cached_property
+    def augmentation(self) -> Augmentation:
+        """What makes the views."""
+        augmentation: Augmentation = build(self.config, "augmentation")
+        return augmentation
+
+    @cached_property
+    def procedure(self) -> Any:  # noqa: ANN401  (its type lies with the clients)
+        """What a client does in a round."""
+        return build(self.config, "client")
+
     def some(self, client: int, size: int) -> Batch:
         """Return a batch of at most `size` of a client's examples."""
         own = self.indices(client)
-        examples = Examples(self.splits.train, own, build(self.config, "augmentation"), self.labels(client))
+        examples = Examples(self.splits.train, own, self.augmentation, self.labels(client))
         places = np.arange(min(size, len(own)))
         return make_batch(self.objective, examples, places, Stream(self.config.seed, client, 0), 0, self.device)
 
@@ -299,7 +311,7 @@ class Workspace:
     @cached_property
     def protected(self) -> Setting:
         """What a mechanism has to know of the run."""
-        procedure, config = build(self.config, "client"), self.config
+        config = self.config
         restricted = {
             "availability": config.components["availability"]["_target_"] is not None,
             "labelled_rounds": config.labelled_rounds > 0,
@@ -309,10 +321,10 @@ class Workspace:
             objective=self.objective,
             model=self.model,
             batch_norm=config.batch_norm,
-            augmentation=build(config, "augmentation"),
-            procedure=procedure,
+            augmentation=self.augmentation,
+            procedure=self.procedure,
             rounds=config.rounds,
-            epochs=procedure.epochs,
+            epochs=self.procedure.epochs,
             num_clients=self.num_clients,
             num_examples=0 if self.parts is None else sum(len(part) for part in self.parts),
             cohort=config.cohort,

@@ -96,7 +96,7 @@ def test_an_encoder_that_saw_59_images_for_long_betrays_them(audited: RunAudit) 
 
 def test_guesses_that_are_right_refute_a_guarantee_that_is_too_strong(audited: RunAudit) -> None:
     (claim,) = audited.claims
-    assert (claim.unit, claim.epsilon, claim.delta) == ("example", 1.0, 1e-5)
+    assert (claim.mechanism, claim.epsilon, claim.delta) == ("dp_sgd", 1.0, 1e-5)
     assert claim.lower[0.95] > claim.lower[0.99] > 1.0
     assert audited.violated
 

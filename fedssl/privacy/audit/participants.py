@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedssl import checkpoint
-from fedssl.config import build
 from fedssl.errors import ConfigError
 from fedssl.objectives.objective import Batch
 from fedssl.privacy.audit.attack import Attack, attack
@@ -130,7 +129,7 @@ def _asked(workspace: Workspace, clients: Sequence[int], seed: int) -> tuple[Bat
         places = rng.choice(len(own), min(each, len(own)), replace=False)
         parts.append(own[places])
         labels.append(workspace.labels(client)[places])
-    augmentation = build(workspace.config, "augmentation")
+    augmentation = workspace.augmentation
     examples = Examples(workspace.splits.train, np.concatenate(parts), augmentation, np.concatenate(labels))
     stream = Stream(derive(seed, "audit", "sources"), 0, 0)
     owners = np.repeat(np.arange(len(clients)), [len(part) for part in parts])

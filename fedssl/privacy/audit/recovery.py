@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedssl.checks import at_least, within
-from fedssl.config import build
 from fedssl.data.dataset import Dataset
 from fedssl.errors import ConfigError
 from fedssl.models import bundle
@@ -94,7 +93,7 @@ def recover(workspace: Workspace, number: int, seed: int = 0, steps: int = 1000)
         raise ConfigError(f"invert={number}: must be at most the {len(own)} examples of client {_CLIENT}")
     dataset = workspace.examples_of(_CLIENT)
     originals, *others = _images(dataset, own[: number + _OTHERS]).split([number, len(own[number:][:_OTHERS])])
-    noted = _Noted(build(workspace.config, "augmentation"))
+    noted = _Noted(workspace.augmentation)
     examples = Examples(dataset, own[:number], noted, workspace.labels(_CLIENT)[:number])
     step = _step(workspace, examples)
     drawn = tuple(noted.drawn)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +78,7 @@ def gradients(workspace: Workspace, step: OneStep, seed: int) -> dict[str, Named
         )
         after = _shared(model, sent)
     else:
-        procedure: Any = build(workspace.config, "client")
+        procedure = workspace.procedure
         how = (procedure.optimizer, Schedule(1, size, 1.0, procedure.max_grad_norm), step.stream)
         fit(model, workspace.objective, step.examples, *how)
         noise, buffers = workspace.terms.release.noise_std, bundle.buffer_names(model)

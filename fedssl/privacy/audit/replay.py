@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedssl import checkpoint
 from fedssl.arrays import Arrays
-from fedssl.config import build
 from fedssl.errors import ConfigError
 from fedssl.models import bundle
 from fedssl.privacy.clipping import change, noised_names
@@ -61,12 +60,12 @@ def trained(workspace: Workspace, arrays: Arrays, number: int, client: int) -> A
     """
     config = workspace.config
     task = TrainTask(number, config.rounds, config.seed, arrays)
-    procedure: Any = build(config, "client")
+    procedure = workspace.procedure
     # what a client's work is lies with the procedures, which this package does not import
     work = get_type_hints(procedure.train)["work"]
     dataset, indices = workspace.examples_of(client), workspace.indices(client)
     labels, truth = workspace.labels(client), dataset.labels[indices]
-    examples = Examples(dataset, indices, build(config, "augmentation"), labels, truth)
+    examples = Examples(dataset, indices, workspace.augmentation, labels, truth)
     try:
         bundle.load(workspace.model, procedure.begin(workspace.initial, None, task))
         procedure.train(work(workspace.model, workspace.objective, examples, task, client))

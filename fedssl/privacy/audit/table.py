@@ -22,10 +22,12 @@ def print_tables(audit: RunAudit) -> None:
     console = Console()
     if audit.planted is not None:
         console.print(
-            _bounds(f"{audit.planted.unit}, by {audit.planted.guesses.num_canaries} planted", (audit.planted.claim,))
+            _bounds(
+                f"{audit.planted.unit} by {audit.planted.guesses.num_canaries} planted canaries", (audit.planted.claim,)
+            )
         )
     if audit.attacks:
-        console.print(_bounds("example", audit.claims))
+        console.print(_bounds("example by the encoder", audit.claims))
         console.print(_attacks(audit))
     if audit.memorisation:
         console.print(_memorised(audit))
@@ -40,8 +42,9 @@ def print_tables(audit: RunAudit) -> None:
 
 
 def _bounds(of: str, claims: Iterable[Claim]) -> "Table":
-    levels = (f"least, {level:.0%}" for level in CONFIDENCES)
-    table = _table(f"epsilon of one {of}", "delta", "most", *levels, "with every guess right", "guarantee")
+    levels = (f"{level:.0%}" for level in CONFIDENCES)
+    table = _table("mechanism", "delta", "promised", *levels, "ceiling", "guarantee")
+    table.title = f"epsilon of one {of}: promised, and shown"
     for claim in claims:
         bounds = (claim.epsilon, *(claim.lower[level] for level in CONFIDENCES), claim.most[VERDICT])
         table.add_row(claim.mechanism, f"{claim.delta:.3g}", *_numbers(bounds), _verdict(claim))
@@ -52,7 +55,7 @@ def _verdict(claim: Claim) -> str:
     if claim.epsilon is None:
         return "none"
     if not claim.refutable:
-        return "too large to be refuted"
+        return "out of reach"
     return "violated" if claim.violated else "not refuted"
 
 

@@ -7,14 +7,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedssl.config import build
 from fedssl.data.dataset import Dataset
 from fedssl.errors import ConfigError, DataError
 from fedssl.evaluation.features import evaluating
 from fedssl.objectives.objective import Objective
 from fedssl.privacy.audit.sslmem import pairs
 from fedssl.seeding import derive
-from fedssl.training.augment import Augmentation
 from fedssl.training.loop import Examples, Stream, make_batch
 from fedssl.workspace import Workspace
 
@@ -35,7 +33,7 @@ class Views:
 
     def __init__(self, workspace: Workspace, number: int, seed: int) -> None:
         self._objective: Objective = workspace.objective
-        self._augmentation: Augmentation = build(workspace.config, "augmentation")
+        self._augmentation = workspace.augmentation
         self._device = workspace.device
         self._number = number
         self._seed = derive(seed, "audit", "views")
