@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from fedssl.privacy.audit.attack import attack
 
@@ -34,15 +35,26 @@ def test_members_that_are_also_non_members_have_an_area_of_a_half() -> None:
 
 @pytest.mark.parametrize(
     ("noise", "auc", "at_1", "at_01"),
-    [(0.5, 0.9214, 0.3721, 0.1378), (1.0, 0.7602, 0.0924, 0.0183), (2.0, 0.6382, 0.0339, 0.0048)],
+    [
+        (0.5, 0.9214, 0.3721, 0.1378),
+        (1.0, 0.7602, 0.0924, 0.0183),
+        (2.0, 0.6382, 0.0339, 0.0048),
+        (4.0, 0.5702, 0.0189, 0.0023),
+    ],
 )
 def test_two_normal_distributions_are_told_apart_as_they_can_be(
     noise: float, auc: float, at_1: float, at_01: float
 ) -> None:
-    found = attack(*normal(100_000, 1 / noise, 1), num_resamples=2)
-    assert found.auc == pytest.approx(auc, abs=0.004)
-    assert found.tpr_at[0.01] == pytest.approx(at_1, abs=0.006)
-    assert found.tpr_at[0.001] == pytest.approx(at_01, abs=0.02 * at_1 + 0.004)
+    quantiles = norm.ppf((np.arange(100_000) + 0.5) / 100_000)  # exact, where draws would be spread
+    found = attack(quantiles + 1 / noise, quantiles, num_resamples=1)
+    assert (found.auc, found.tpr_at[0.01], found.tpr_at[0.001]) == pytest.approx((auc, at_1, at_01), abs=5e-4)
+
+
+@pytest.mark.parametrize(("bound", "advantage"), [(0.5, 0.245), (1.0, 0.462), (2.0, 0.762), (4.0, 0.964)])
+def test_answers_that_are_randomised_give_away_what_pure_privacy_allows(bound: float, advantage: float) -> None:
+    number, right = 200_000, round(200_000 / (1 + np.exp(-bound)))
+    members, others = (np.repeat([1.0, 0.0], [yes, number - yes]) for yes in (right, number - right))
+    assert attack(members, others, num_resamples=1).advantage == pytest.approx(advantage, abs=5e-4)
 
 
 def test_order_and_scale_of_the_scores_do_not_matter() -> None:

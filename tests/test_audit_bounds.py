@@ -26,7 +26,9 @@ def test_right_guesses_bound_epsilon(canaries: int, guesses: int, correct: int, 
     assert one_run_bound(canaries, guesses, correct, delta) == pytest.approx(epsilon, abs=1e-4)
 
 
-@pytest.mark.parametrize(("guesses", "at_99", "at_95"), [(400, 4.32, 4.84), (600, 4.73, 5.24), (800, 5.02, 5.53)])
+@pytest.mark.parametrize(
+    ("guesses", "at_99", "at_95"), [(400, 4.32, 4.84), (600, 4.73, 5.24), (800, 5.02, 5.53), (1000, 5.25, 5.76)]
+)
 def test_guesses_that_are_all_right_bound_more_the_more_there_are(guesses: int, at_99: float, at_95: float) -> None:
     assert one_run_bound(2000, guesses, guesses, 1e-5, 0.99) == pytest.approx(at_99, abs=0.005)
     assert one_run_bound(2000, guesses, guesses, 1e-5, 0.95) == pytest.approx(at_95, abs=0.005)

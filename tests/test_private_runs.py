@@ -345,15 +345,6 @@ def test_a_client_that_fails_gives_the_bits_of_one_that_changes_nothing(
     assert ends[0]["privacy"] == ends[1]["privacy"]
 
 
-def test_a_message_that_is_noised_is_sent_whatever_became_of_the_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Under local privacy the server must not learn from a missing answer that a training diverged."""
-    ended = ran(tmp_path / "run", *LOCAL, "optimizer.lr=1e30")
-    assert (ended["failures"], ended["rounds_completed"]) == (0, 2)
-    assert [one["clients"] for one in rounds(tmp_path / "run")] == [[0, 1, 2, 3]] * 2
-
-
 def test_a_round_that_coins_leave_empty_is_noised_and_charged(tmp_path: Path) -> None:
     """At a rate of 0.05 most rounds of four clients are empty."""
     ended = ran(tmp_path / "run", *CLIENT, "privacy.sampling_rate=0.05", "rounds=6", "privacy.accountant=rdp")

@@ -1,6 +1,7 @@
 """Noise in every step of a client: DP-SGD (Abadi et al. 2016) over single examples, or over fixed cells of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, get_args
 
@@ -110,10 +111,22 @@ class Example(Sampled):
 
     def try_out(self, model: nn.ModuleDict, batch_of: Callable[[int], Batch], objective: Objective) -> None:
         """Raise PrivacyError when the engine cannot tell the examples of this model and objective apart."""
-        try:
+        with refusing(self.engine):
             engine(self.engine)(model, objective, batch_of(2), self.clip)
-        except ValueError as error:
-            raise PrivacyError(f"privacy.engine={self.engine}: {error}", "PRIV-E-COUPLED") from error
+
+
+@contextmanager
+def refusing(name: EngineName) -> Iterator[None]:
+    """Raise PrivacyError where an engine cannot take the gradients of a first batch."""
+    try:
+        yield
+    except ValueError as error:
+        raise PrivacyError(f"privacy.engine={name}: {error}", "PRIV-E-COUPLED") from error
+    except RuntimeError as error:
+        if "inplace" not in str(error):
+            raise
+        what = "a layer changes its input in place, which hooks cannot follow; use functional, or a layer that does not"
+        raise PrivacyError(f"privacy.engine={name}: {what}", "PRIV-INPLACE") from error
 
 
 def refuse_coupled(setting: Setting) -> None:

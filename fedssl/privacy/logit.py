@@ -19,7 +19,7 @@ from fedssl.models.encoder import Encoder
 from fedssl.objectives.nt_xent import TwoViews, nt_xent
 from fedssl.objectives.objective import UNKNOWN, Batch, Objective, Population, Step
 from fedssl.privacy.contract import PrivacyContract
-from fedssl.privacy.example import Sampled, refuse_mixing
+from fedssl.privacy.example import Sampled, refuse_mixing, refusing
 from fedssl.privacy.gradients import Engine, EngineName, Gradients, engine, trainable
 from fedssl.privacy.mechanism import Setting
 
@@ -168,10 +168,8 @@ class Logit(Sampled):
 
     def try_out(self, model: nn.ModuleDict, batch_of: Callable[[int], Batch], objective: Objective) -> None:
         """Raise PrivacyError when the engine cannot tell the pairs of this model apart."""
-        try:
+        with refusing(self.engine):
             self.gradients(model, objective, batch_of(2), at_once=6)
-        except ValueError as error:
-            raise PrivacyError(f"privacy.engine={self.engine}: {error}", "PRIV-E-COUPLED") from error
 
 
 def _two_views(objective: Objective) -> TwoViews:
