@@ -202,7 +202,7 @@ def test_noise_is_added_in_double_precision_at_the_server() -> None:
 def test_noise_is_added_in_double_precision_in_a_step() -> None:
     model = build_bundle(encoder, RotNet(), 0, Population(4, 1)).double()
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    mechanism, key = Example(noise_multiplier=1.0, sampling_rate=1e-9), NoiseKey.from_seed(7)
+    mechanism, key = Example(noise_multiplier=1.0, clip=1e-9, sampling_rate=1.0), NoiseKey.from_seed(7)
     fit_privately(
         model,
         RotNet(),
