@@ -94,7 +94,7 @@ def test_what_canaries_tell_is_still_told(run: Run) -> None:
     [
         (("checkpoint.every=null",), "no models of two rounds that follow each other; run with checkpoint.every=1"),
         (("checkpoint.every=4",), "checkpoints: has no models of two rounds that follow each other"),
-        (("cohort=null", "rounds=1"), "cohort=None: every client is in every round, so there is nothing to guess"),
+        (("cohort=null", "rounds=1"), "cohort=null: every client is in every round, so there is nothing to guess"),
         (
             ("client=scaffold", "strategy=scaffold", "rounds=1"),
             "client=Scaffold: client 0 cannot be trained again from the global model of round 0 alone",

@@ -105,7 +105,8 @@ def participants(workspace: Workspace, run_dir: Path, seed: int = 0) -> Particip
     there = np.array(included)
     if there.all() or not there.any():
         who = "every client" if there.all() else "no client"
-        raise ConfigError(f"cohort={workspace.config.cohort}: {who} is in every round, so there is nothing to guess")
+        cohort = "null" if workspace.config.cohort is None else workspace.config.cohort
+        raise ConfigError(f"cohort={cohort}: {who} is in every round, so there is nothing to guess")
     values = {name: np.array(own) for name, own in scores.items()}
     attacks = {name: attack(own[there], own[~there], seed=seed) for name, own in values.items()}
     sources = None
