@@ -63,7 +63,7 @@ class Account:
         self._fingerprint = ""
         self._mean: NoisedMean | None = None
         self._planting = planting
-        self._evidence: dict[str, list[float]] = dict(saved["evidence"]) if saved else {}
+        self._evidence: dict[str, list[float]] = dict(saved.get("evidence", {})) if saved else {}
         if isinstance(mechanism, Client):
             key = NoiseKey.from_seed(seed) if mechanism.noise == "reproducible" else _kept_key(folder / KEY)
             clip = float(saved["clip"]) if saved else mechanism.clip
