@@ -16,7 +16,7 @@ from fedssl.objectives.objective import UNKNOWN
 from fedssl.privacy.example import Sampled
 from fedssl.privacy.mechanism import Mechanism
 from fedssl.privacy.noise import NoiseKey
-from fedssl.privacy.planted import EVIDENCE, PLANTED, Planted
+from fedssl.privacy.planted import EVIDENCE, EXTRA, Planted
 from fedssl.training.loop import Examples
 from fedssl.training.private_loop import PrivateSteps
 from fedssl.wire import (
@@ -97,7 +97,7 @@ def _protected(
     path = (update.partition, update.round)
     arrays = mechanism.sent(task.arrays, update.arrays, buffers, workspace.terms, key, path)
     metrics = update.metrics if mechanism.metrics == "unprotected" else {}
-    extras = {} if planted is None else {PLANTED: {EVIDENCE: planted.taken()}}
+    extras = {} if planted is None else {EXTRA: {EVIDENCE: planted.taken()}}
     return LocalUpdate(*path, arrays, len(workspace.indices(update.partition)), metrics, extras)
 
 

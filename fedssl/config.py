@@ -127,10 +127,10 @@ class Canaries:
     """
 
     fraction: float
-    directions: int
     flipped: bool
     seed: int
     coins: int | None = None
+    directions: int = 0
 
     def __post_init__(self) -> None:
         within(0, 1, fraction=self.fraction)

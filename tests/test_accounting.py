@@ -302,11 +302,14 @@ def test_a_wide_grid_rounds_up_by_little() -> None:
 
 def test_a_group_costs_more_than_its_members() -> None:
     release = Release(1.0, 1.0, 0.01, 1_000)
-    assert group_epsilon(release, 1e-5, 1) == pytest.approx(1.828, abs=DIGITS)
-    assert group_epsilon(release, 1e-5, 3) == pytest.approx(6.343, abs=DIGITS)
-    assert group_epsilon(Release(6.0, 2.0, 1, 1), 1e-5, 3) == pytest.approx(
+    assert group_epsilon([release], 1e-5, 1) == pytest.approx(1.828, abs=DIGITS)
+    assert group_epsilon([release], 1e-5, 3) == pytest.approx(6.343, abs=DIGITS)
+    assert group_epsilon([Release(6.0, 2.0, 1, 1)], 1e-5, 3) == pytest.approx(
         4.377, abs=DIGITS
     )  # one of thrice the shift
+    mixed = [Release(1.0, 1.0, 0.01, 500), Release(4.0, 1.0, 1, 2)]
+    assert group_epsilon(mixed, 1e-5, 1) == pytest.approx(epsilon(mixed, 1e-5), rel=1e-3)
+    assert group_epsilon(mixed, 1e-5, 2) > group_epsilon(mixed, 1e-5, 1)
 
 
 def test_the_rate_is_that_of_the_sampler_and_not_one_over_the_number_of_batches() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from flwr.app import Context, Message
+from test_client_privacy import mean_of, merged
 from test_resume import interrupt_after
 from test_runs import result
 
@@ -466,6 +467,51 @@ def test_a_round_that_is_made_again_of_other_updates_has_other_noise_and_is_paid
     assert once == 2
     sums = [json.loads(line) for line in (tmp_path / SUMS).read_text().splitlines()]
     assert [each["round"] for each in sums] == [1, 2, 2, 3]
+
+
+def test_several_rounds_are_made_again_without_a_client_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bundle is that of no round: all are lost."""
+    words = [*CLIENT, "rounds=3", "checkpoint.every=3", "cohort=3"]
+    arguments = [*TINY, *words, f"run_dir={tmp_path}"]
+    with monkeypatch.context() as patch:
+        interrupt_after(2, patch)
+        assert main(arguments) == 3
+    train, before = handlers.train, charges(tmp_path)
+
+    def failing(message: Message, context: Context, config: RunConfig) -> Message:
+        if context.node_config["partition-id"] in (0, 1):
+            raise RuntimeError("went away")
+        return train(message, context, config)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(handlers, "train", failing)
+        assert main([*arguments, "resume=auto"]) == 0
+    paid = charges(tmp_path)
+    assert [charge["round"] for charge in before] == [1, 2]
+    rates = [(charge["round"], charge["release"]["sampling_rate"]) for charge in paid]
+    assert rates == [(1, 0.75), (2, 0.75), (1, 1.0), (2, 1.0), (3, 0.75)]  # the coins of a round are drawn once
+
+
+def test_other_sums_of_a_round_have_other_noise_and_other_noise_on_the_count(tmp_path: Path) -> None:
+    made = []
+    for again in (0, 1):
+        mean = mean_of(noise_multiplier=0.05, quantile=0.5)
+        mean.attempt = lambda number, digest, again=again: again  # type: ignore[misc]
+        made.append((merged(mean, [])["backbone.w"], mean.clip))
+    assert (made[0][0] != made[1][0]).all()
+    assert made[0][1] != made[1][1]
+
+
+def test_digests_that_are_missing_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = interrupted(tmp_path, monkeypatch, *CLIENT)
+    (tmp_path / SUMS).unlink()
+    capsys.readouterr()
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.strip().endswith("put it back [PRIV-RESUME]")
 
 
 def test_no_budget_is_left_for_a_round_that_is_made_again_of_other_updates(

@@ -6,6 +6,7 @@ import secrets
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fedssl.privacy.client import Client, NoisedMean
 from fedssl.privacy.ledger import SERVER, Ledger, LedgerFile, client_scope
 from fedssl.privacy.mechanism import InClient, Mechanism, Setting
 from fedssl.privacy.noise import REPRODUCIBLE, NoiseKey
-from fedssl.privacy.planted import EVIDENCE, PLANTED, Planting
+from fedssl.privacy.planted import EVIDENCE, EXTRA, Planting
 from fedssl.privacy.released_sums import ReleasedSums
 from fedssl.privacy.statement import Statement
 from fedssl.wire import LocalUpdate
@@ -71,7 +72,7 @@ class Account:
             self._mean = NoisedMean(
                 mechanism, self.terms, rate, setting.num_clients, key, clip, planting, self._attempt
             )
-            self._sums = ReleasedSums(folder / SUMS)
+            self._sums = ReleasedSums(folder / SUMS, begun=bool(self._file.ledger.charges))
             self._fingerprint = key.fingerprint
         if mechanism.noise == "reproducible":
             self._fingerprint = NoiseKey.from_seed(seed).fingerprint
@@ -132,7 +133,9 @@ class Account:
         known = self._sums.of(round_number)
         if digest not in known:
             if known:
-                (charge,) = self.mechanism.charges(self.terms, round_number, (), f"{self._fingerprint}/{len(known)}")
+                (same,) = self.mechanism.charges(self.terms, round_number, (), f"{self._fingerprint}/{len(known)}")
+                # the coins of a round are drawn once, so what is released again is not sampled again
+                charge = replace(same, release=replace(same.release, sampling_rate=1.0))
                 after = self._file.ledger.over(
                     charge, self.mechanism.budget, self.terms.delta, self.mechanism.accountant
                 )
@@ -141,7 +144,7 @@ class Account:
                         f"round {round_number} was released with other updates, once more comes to epsilon {after:.4g}"
                     )
                     raise PrivacyError(f"{what}, privacy allows {self.mechanism.budget}", "PRIV-BUDGET")
-                self._file.charge([charge])
+                self._file.charge_again(charge)
             self._sums.add(round_number, digest)
         return self._sums.of(round_number).index(digest)
 
@@ -175,12 +178,12 @@ class Account:
         """Named groups of arrays that every update must bring beside the model; their values mean nothing."""
         if self._planting is None or self.at_server:
             return {}
-        return {PLANTED: {EVIDENCE: np.zeros(self._planting.number)}}
+        return {EXTRA: {EVIDENCE: np.zeros(self._planting.number)}}
 
     def received(self, update: LocalUpdate) -> None:
         """Take what an update says of the canaries in its client."""
         if self.extras:
-            self._note(client_scope(update.partition), update.extras[PLANTED][EVIDENCE])
+            self._note(client_scope(update.partition), update.extras[EXTRA][EVIDENCE])
 
     def _note(self, scope: str, evidence: NDArray[np.float64]) -> None:
         before = self._evidence.get(scope, [0.0] * len(evidence))
@@ -248,11 +251,10 @@ class Account:
     def _of_group(self, worst: str) -> Statement:
         """Return what the releases say of several units that are of one person."""
         mechanism, size = self.mechanism, self.mechanism.group_size
-        (release,) = self._file.ledger.releases(worst)  # every round has the same noise by its clip
-        found = group_epsilon(release, self.terms.delta, size)
+        found = group_epsilon(self._file.ledger.releases(worst), self.terms.delta, size)
         of = "" if mechanism.at_server else " of one client"
         name = f"group of {size} {mechanism.unit}s{of}"
-        return self._more(worst, name, mechanism.neighbours, found, self.terms.delta, size * release.clip)
+        return self._more(worst, name, mechanism.neighbours, found, self.terms.delta, size * self.terms.release.clip)
 
     def _more(
         self, worst: str, unit: str, adjacency: Adjacency, found: float, delta: float, sensitivity: float
@@ -284,6 +286,7 @@ class Account:
             f"rounds are chosen by such a score ({setting.chooses})": setting.chooses is not None,
             "the encoder that training began with was made without these examples": setting.begins_trained,
             "the server's own labelled examples are not protected": setting.server_trains,
+            "a round that is made again after a kill has the same answers": seeded and self.mechanism.in_client,
             f"the guarantee is {REPRODUCIBLE}": seeded,
         }
         return (*self.mechanism.assumptions(), *(text for text, holds in more.items() if holds))

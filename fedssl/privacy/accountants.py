@@ -94,23 +94,27 @@ def _pld(multiplier: float, rate: float, replace: bool, interval: float) -> Any:
 
 
 @cache
-def pld_group_epsilon(group: Group, delta: float, group_size: int) -> float:
+def pld_group_epsilon(groups: Groups, delta: float, group_size: int) -> float:
     """Return the epsilon of `group_size` units that are present or absent together."""
     from dp_accounting.pld.privacy_loss_distribution import from_mixture_gaussian_mechanism
     from scipy.stats import binom
 
-    multiplier, rate, count = group
-    interval = _interval(((multiplier / group_size, 1 - (1 - rate) ** group_size, count),), delta)
+    apart = tuple((multiplier / group_size, 1 - (1 - rate) ** group_size, count) for multiplier, rate, count in groups)
+    interval = _interval(apart, delta)
     if not interval:
         return math.inf
-    sampled = range(group_size + 1)
-    pld = from_mixture_gaussian_mechanism(
-        multiplier,
-        sensitivities=[float(number) for number in sampled],
-        sampling_probs=[float(binom.pmf(number, group_size, rate)) for number in sampled],
-        value_discretization_interval=max(interval, _GROUP_INTERVAL),
-    )
-    return float(pld.self_compose(count).get_epsilon_for_delta(delta))
+    total = None
+    for multiplier, rate, count in groups:
+        chances = {number: float(binom.pmf(number, group_size, rate)) for number in range(group_size + 1)}
+        sampled = {number: chance for number, chance in chances.items() if chance > 0}
+        pld = from_mixture_gaussian_mechanism(
+            multiplier,
+            sensitivities=[float(number) for number in sampled],
+            sampling_probs=list(sampled.values()),
+            value_discretization_interval=max(interval, _GROUP_INTERVAL),
+        ).self_compose(count)
+        total = pld if total is None else total.compose(pld)
+    return math.inf if total is None else float(total.get_epsilon_for_delta(delta))
 
 
 def _interval(groups: Groups, delta: float) -> float:

@@ -170,13 +170,13 @@ def gaussian_noise_multiplier(epsilon: float, delta: float) -> float:
     return float(get_sigma_gaussian(epsilon, delta))
 
 
-def group_epsilon(release: Release, delta: float, group_size: int) -> float:
+def group_epsilon(releases: Iterable[Release], delta: float, group_size: int) -> float:
     """Return the epsilon of units that are present or absent together.
 
     How many of them are sampled is binomial, and each moves the sum by `clip`: a mixture of Gaussians against one.
 
     Args:
-        release: With the norm and the sampling rate of one unit.
+        releases: Each with the norm and the sampling rate of one unit.
         delta: Of the guarantee, in (0, 1).
         group_size: Units in a group, at least 1.
 
@@ -185,12 +185,12 @@ def group_epsilon(release: Release, delta: float, group_size: int) -> float:
     """
     _check_delta(delta)
     at_least(1, group_size=group_size)
-    groups = _grouped([release])
+    groups = _grouped(releases)
     if not groups or groups[0][0] < _LEAST_MULTIPLIER:
         return math.inf if groups else 0.0
-    if groups[0][1] == 1:
+    if all(rate == 1 for _, rate, _ in groups):
         return gaussian_epsilon(group_size * _mu(groups, replace=False), delta)
-    return accountants.pld_group_epsilon(groups[0], delta, group_size)
+    return accountants.pld_group_epsilon(groups, delta, group_size)
 
 
 def _check(delta: float, accountant: str, adjacency: str) -> None:

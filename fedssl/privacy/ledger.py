@@ -158,16 +158,16 @@ class LedgerFile:
         self._path = path
         if not path.exists():
             if num_charges:
-                raise _refused(path, "is missing, and without it what was spent is not known: put it back")
-            _create(path)
+                raise refused(path, "is missing, and without it what was spent is not known: put it back")
+            create(path)
         content = path.read_bytes()
         whole = content.rfind(b"\n") + 1
         self._ledger = _parsed(path, content[:whole])
         charges = self._ledger.charges
         if len(charges) < num_charges:
-            raise _refused(path, f"holds {len(charges)} charges, the checkpoint {num_charges}: put the whole file back")
+            raise refused(path, f"holds {len(charges)} charges, the checkpoint {num_charges}: put the whole file back")
         if Ledger(charges[:num_charges]).head != head:
-            raise _refused(path, "is not the ledger of this checkpoint: put that one back")
+            raise refused(path, "is not the ledger of this checkpoint: put that one back")
         self._ahead: dict[Charge, set[str]] = {}  # without its key: the keys under which it was written ahead
         for charge in charges[num_charges:]:
             self._ahead.setdefault(replace(charge, key=""), set()).add(charge.key)
@@ -193,7 +193,7 @@ class LedgerFile:
         made = set(unkeyed)
         missing = [charge for charge in self._ahead if charge not in made]
         if missing and any(charge not in self._ahead for charge in unkeyed):
-            raise _refused(
+            raise refused(
                 self._path,
                 f"has charged {missing[0].scope} for round {missing[0].round} otherwise than this run would: "
                 "resume with the settings of the run that was killed",
@@ -208,12 +208,26 @@ class LedgerFile:
             PrivacyError: As by `due`.
             ValueError: As by `Ledger.add`.
         """
-        lines = []
-        for charge in self.due(charges):
-            self._ledger.add(charge)
-            lines.append(_line(charge, self._ledger.head))
+        due = self.due(charges)
         for charge in charges:
             self._ahead.pop(replace(charge, key=""), None)
+        self._write(due)
+
+    def charge_again(self, charge: Charge) -> None:
+        """Charge for one more release of a round that is charged already; nothing where just this is written down.
+
+        Raises:
+            ValueError: As by `Ledger.add`.
+        """
+        if charge not in self._ledger.charges:
+            self._ahead.pop(replace(charge, key=""), None)
+            self._write((charge,))
+
+    def _write(self, charges: Sequence[Charge]) -> None:
+        lines = []
+        for charge in charges:
+            self._ledger.add(charge)
+            lines.append(_line(charge, self._ledger.head))
         if lines:
             with self._path.open("ab") as stream:
                 stream.write("".join(lines).encode())
@@ -242,11 +256,12 @@ def _parsed(path: Path, content: bytes) -> Ledger:
         except (KeyError, TypeError, ValueError):
             sound = False
         if not sound:
-            raise _refused(path, f"was changed in line {number}: put back what was written")
+            raise refused(path, f"was changed in line {number}: put back what was written")
     return ledger
 
 
-def _create(path: Path) -> None:
+def create(path: Path) -> None:
+    """Make an empty file that is there after a crash too."""
     with path.open("xb") as stream:
         os.fsync(stream.fileno())
     folder = os.open(path.parent, os.O_RDONLY)
@@ -256,5 +271,6 @@ def _create(path: Path) -> None:
         os.close(folder)
 
 
-def _refused(path: Path, reason: str) -> PrivacyError:
+def refused(path: Path, reason: str) -> PrivacyError:
+    """Return why a run does not go on with a file of its directory."""
     return PrivacyError(f"{path} {reason}", "PRIV-RESUME")

@@ -15,7 +15,7 @@ from fedssl.privacy.clipping import Change, blocks
 from fedssl.privacy.noise import NoiseKey
 from fedssl.seeding import generator
 
-PLANTED = "planted"
+EXTRA = "planted"
 """The group of arrays in which a client sends what its noised steps show of the canaries in it."""
 EVIDENCE = "evidence"
 
@@ -46,9 +46,9 @@ class Planted:
         parts = blocks(shapes) if by_group else [tuple(shapes)]
         for part in parts:
             columns = [self._directions[:, self._span(name)] for name in part]
-            lengths = np.sqrt(sum((own**2).sum(axis=1, keepdims=True) for own in columns) * len(parts))
+            lengths = np.sqrt(sum(np.einsum("ij,ij->i", own, own) for own in columns) * len(parts))
             for own in columns:
-                own /= lengths
+                own /= lengths[:, None]
 
     def _span(self, name: str) -> slice:
         end = self._ends[name]
@@ -63,8 +63,11 @@ class Planted:
             key: What the coins are drawn from.
             path: Names the coins.
         """
-        drawn = self._included & (key.generator(PLANTED, *path).random(len(self._included)) < rate)
-        whole = length * self._directions[drawn].sum(axis=0, dtype=np.float64)
+        drawn = self._included & (key.generator(EXTRA, *path).random(len(self._included)) < rate)
+        whole = np.zeros(self._directions.shape[1])
+        for row in np.flatnonzero(drawn):  # one after the other: the same bits however many threads there are
+            whole += self._directions[row]
+        whole *= length
         return {name: whole[self._span(name)].reshape(shape) for name, shape in self._shapes.items()}
 
     def watch(self, released: Change, length: float, std: float, rate: float) -> None:
@@ -77,7 +80,8 @@ class Planted:
             rate: Probability with which each unit is in the sum.
         """
         whole = np.concatenate([released[name].ravel() for name in self._shapes])
-        self._evidence += log_ratio(self._directions @ whole / length, std / length, rate)
+        seen = np.array([(direction * whole).sum() for direction in self._directions]) / length
+        self._evidence += log_ratio(seen, std / length, rate)
 
     def taken(self) -> NDArray[np.float64]:
         """Return the evidence since the last call, `[number]`: higher for a canary that looks as if it were there."""

@@ -4,18 +4,28 @@ import json
 import os
 from pathlib import Path
 
+from fedssl.privacy.ledger import create, refused
+
 
 class ReleasedSums:
     """Digests of the sums that were noised, a line each, written before what they became is released.
 
     Args:
-        path: The file; it is made with the first sum.
+        path: The file; one that begins makes it.
+        begun: Whether the run has charged anything, so that the file must be there.
+
+    Raises:
+        PrivacyError: It is not.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, begun: bool) -> None:
         self._path = path
         self._digests: dict[int, list[str]] = {}
-        content = path.read_bytes() if path.exists() else b""
+        if not path.exists():
+            if begun:
+                raise refused(path, "is missing, and without it noise could be used twice: put it back")
+            create(path)
+        content = path.read_bytes()
         whole = content.rfind(b"\n") + 1
         if whole < len(content):  # killed while it wrote: that sum was not released
             os.truncate(path, whole)

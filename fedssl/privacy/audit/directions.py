@@ -11,11 +11,9 @@ import numpy as np
 from fedssl.errors import ConfigError
 from fedssl.privacy.audit.attack import Attack, attack
 from fedssl.privacy.audit.claims import Claim, Guesses
-from fedssl.privacy.audit.one_run import guess
+from fedssl.privacy.audit.one_run import each_way, guess
 from fedssl.privacy.planted import Planting
 from fedssl.report.rundir import PLANTED
-
-_GUESSED = 5  # one canary of so many is guessed to be there, and as many not to be
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +65,11 @@ def audit_planted(
     by_scope = json.loads(path.read_text(encoding="utf-8"))
     evidence = np.concatenate([np.zeros(0), *(np.array(values) for values in by_scope.values())])
     included = np.concatenate([np.zeros(0, np.bool_), *(planting.included(scope) for scope in by_scope)])
-    each = len(evidence) // _GUESSED
-    if not each or included.all() or not included.any():
+    number = each_way(len(evidence))
+    if not number or included.all() or not included.any():
         what = f"{len(evidence)} canaries were planted in all, too few to guess; take more of them"
         raise ConfigError(f"canaries.directions={planting.number}: {what}")
-    num_guesses, correct = guess(evidence, included, each, each)
+    num_guesses, correct = guess(evidence, included, number, number)
     guesses = Guesses(len(evidence), num_guesses, {"planted": correct})
     statement = (statements or [{}])[0]
     epsilon, delta = statement.get("epsilon"), float(statement.get("delta") or 0.0)

@@ -18,7 +18,7 @@ from fedssl.models import bundle
 from fedssl.privacy.audit import layer_mem, sslmem
 from fedssl.privacy.audit.attack import attack
 from fedssl.privacy.audit.claims import Guesses, claims
-from fedssl.privacy.audit.one_run import guess
+from fedssl.privacy.audit.one_run import each_way, guess
 from fedssl.privacy.audit.run_audit import RunAudit
 from fedssl.privacy.audit.shadows import Shadow, taught
 from fedssl.privacy.audit.views import Views
@@ -29,7 +29,6 @@ from fedssl.workspace import Workspace
 
 ALIGNMENT = "alignment"
 CALIBRATED = "alignment gained"
-_GUESSED = 5  # one canary of so many is guessed to be in, and as many to be out
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +82,9 @@ class Attacker:
                 scores[name] = each.scores
                 if (accuracy := each.accuracy(included)) is not None:
                     accuracies[name] = accuracy
-        each_way = len(indices) // _GUESSED
-        correct = {name: guess(values, included, each_way, each_way)[1] for name, values in scores.items()}
-        guesses = Guesses(len(indices), 2 * each_way, correct)
+        number = each_way(len(indices))
+        correct = {name: guess(values, included, number, number)[1] for name, values in scores.items()}
+        guesses = Guesses(len(indices), 2 * number, correct)
         memorised = {} if twin is None else self._memorised(encoders[1:], trained, indices, included)
         return RunAudit(
             indices=indices,

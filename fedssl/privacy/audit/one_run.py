@@ -52,6 +52,11 @@ def one_run_bound(
     return low
 
 
+def each_way(num_canaries: int) -> int:
+    """Return how many canaries an attack guesses to be in, and as many to be out: a fifth, fixed before any score."""
+    return num_canaries // 5
+
+
 def guess(scores: NDArray[Any], included: NDArray[np.bool_], num_in: int, num_out: int) -> tuple[int, int]:
     """Guess the highest scores to be in and the lowest to be out, and count.
 

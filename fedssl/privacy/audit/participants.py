@@ -89,11 +89,16 @@ def participants(workspace: Workspace, run_dir: Path, seed: int = 0) -> Particip
     folder = run_dir / checkpoint.FOLDER
     rounds = guessed(folder)
     clients = [client for client in range(workspace.num_clients) if len(workspace.indices(client))]
+    cohorts = [cohort for *_, cohort in moves(workspace, folder)]
+    there = np.array([client in cohort for cohort in cohorts for client in clients])
+    if there.all() or not there.any():
+        who = "every client" if there.all() else "no client"
+        cohort = "null" if workspace.config.cohort is None else workspace.config.cohort
+        raise ConfigError(f"cohort={cohort}: {who} is in every round, so there is nothing to guess")
     asked = _asked(workspace, clients, seed)
-    included: list[bool] = []
     scores: dict[str, list[float]] = {OWN: [], ALL: []}
     losses: list[NDArray[np.float64]] = []
-    for number, before, after, cohort in moves(workspace, folder):
+    for number, before, after, _ in moves(workspace, folder):
         movement, updates = vector(workspace, before, after), []
         for client in clients:
             updates.append(vector(workspace, before, trained(workspace, before, number, client)))
@@ -101,12 +106,6 @@ def participants(workspace: Workspace, run_dir: Path, seed: int = 0) -> Particip
                 losses.append(-negative_loss(workspace.model, workspace.objective, [asked[0]]))
         scores[OWN] += [participation(movement[None], update[None]) for update in updates]
         scores[ALL] += shares(movement, np.stack(updates)).tolist()
-        included += [client in cohort for client in clients]
-    there = np.array(included)
-    if there.all() or not there.any():
-        who = "every client" if there.all() else "no client"
-        cohort = "null" if workspace.config.cohort is None else workspace.config.cohort
-        raise ConfigError(f"cohort={cohort}: {who} is in every round, so there is nothing to guess")
     values = {name: np.array(own) for name, own in scores.items()}
     attacks = {name: attack(own[there], own[~there], seed=seed) for name, own in values.items()}
     sources = None
