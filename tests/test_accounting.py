@@ -191,8 +191,8 @@ def test_nothing_released_costs_nothing_and_no_noise_has_no_bound() -> None:
         made = [Release(1.0, 1.0, 0.1, 10), Release(0.0, 1.0, 0.1, 1)]
         assert epsilon(made, 1e-5, accountant=accountant) == math.inf
     assert epsilon([Release(1e-5, 1.0, 0.5, 10)], 1e-5) == math.inf  # above a million
-    assert group_epsilon(Release(0.0, 1.0, 0.1, 1), 1e-5, 2) == math.inf
-    assert group_epsilon(Release(0.0, 1.0, 0.1, 0), 1e-5, 2) == 0
+    assert group_epsilon([Release(0.0, 1.0, 0.1, 1)], 1e-5, 2) == math.inf
+    assert group_epsilon([Release(0.0, 1.0, 0.1, 0)], 1e-5, 2) == 0
 
 
 def test_a_clip_norm_that_moves_leaves_one_multiplier() -> None:
@@ -371,7 +371,7 @@ def test_the_bits_do_not_depend_on_what_was_computed_before() -> None:
         (lambda: epsilon([], 1e-5, adjacency="none"), "adjacency must be one of add_remove, zero_out, replace_one"),
         (lambda: calibrate(0, 1e-5, sampling_rate=1, count=1), "target must be above 0, got 0"),
         (lambda: calibrate(1, 1e-5, sampling_rate=1, count=0), "count must be at least 1, got 0"),
-        (lambda: group_epsilon(Release(1.0, 1.0, 1, 1), 1e-5, 0), "group_size must be at least 1, got 0"),
+        (lambda: group_epsilon([Release(1.0, 1.0, 1, 1)], 1e-5, 0), "group_size must be at least 1, got 0"),
         (lambda: gaussian_epsilon(-1, 1e-5), "mu must be 0 or more, got -1"),
         (lambda: gaussian_noise_multiplier(0, 1e-5), "epsilon must be above 0, got 0"),
     ],

@@ -157,10 +157,10 @@ def test_an_exception_of_a_client_is_kept_whole_and_the_round_goes_on(
 ) -> None:
     original = clients.handlers._work
 
-    def broken(workspace: object, task: TrainTask, memory: object, partition: int, key: object) -> object:
+    def broken(workspace: object, task: TrainTask, memory: object, partition: int, *more: object) -> object:
         if (task.round, partition) == (1, 0):
             raise OSError("the disk of this client is full")
-        return original(workspace, task, memory, partition, key)
+        return original(workspace, task, memory, partition, *more)
 
     monkeypatch.setattr(clients.handlers, "_work", broken)
     assert main([*TINY, "cohort=4", "quorum=3", "engine=local", f"run_dir={tmp_path}"]) == 0
@@ -179,8 +179,8 @@ def test_a_client_that_trained_to_nan_fails_and_remembers_nothing(
 ) -> None:
     original = clients.handlers._work
 
-    def broken(workspace: object, task: TrainTask, memory: object, partition: int, key: object) -> object:
-        done = original(workspace, task, memory, partition, key)
+    def broken(workspace: object, task: TrainTask, memory: object, partition: int, *more: object) -> object:
+        done = original(workspace, task, memory, partition, *more)
         if (task.round, partition) == (1, 0):
             next(workspace.model["head"].parameters()).data[:] = np.nan
         return done

@@ -79,13 +79,13 @@ def attacked(path: Path, noise: str) -> tuple[Attack, Claim]:
 def test_no_attack_shows_more_of_a_noised_run_than_its_epsilon(run: Callable[[str], Path]) -> None:
     path = run("noised")
     _, claim = attacked(path, NOISE["noised"])
-    assert (claim.unit, claim.epsilon) == ("example", pytest.approx(EPSILON, rel=0.01))
+    assert (claim.mechanism, claim.epsilon) == ("example", pytest.approx(EPSILON, rel=0.01))
     assert claim.lower[0.95] <= claim.epsilon
     assert not audit_run(path, num_views=4).violated
 
 
 def test_a_run_that_clips_alone_is_found_out_by_more_than_that_epsilon(run: Callable[[str], Path]) -> None:
     found, claim = attacked(run("bare"), NOISE["bare"])
-    assert (claim.unit, claim.epsilon) == ("none", None)
+    assert (claim.mechanism, claim.epsilon) == ("none", None)
     assert found.auc > 0.8
     assert claim.lower[0.95] > EPSILON
