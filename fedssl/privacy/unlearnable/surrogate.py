@@ -89,7 +89,7 @@ def features_of(surrogate: Surrogate, owned: Owned) -> NDArray[np.float32]:
 
 def to_pixels(images: NDArray[np.uint8], device: torch.device) -> Tensor:
     """Return images `[n, height, width, channels]` uint8 as `[n, channels, height, width]` in 0 to 1."""
-    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / LEVELS
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous().float() / LEVELS
 
 
 def _of_rotations(owned: Owned, epochs: int, noise: float) -> Surrogate:
