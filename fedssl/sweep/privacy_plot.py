@@ -115,7 +115,7 @@ def _beside(axes: "Axes", groups: Sequence[Group], name: str, ticks: Mapping[flo
             means = {
                 place: max(values)
                 for place in ticks
-                if (values := [mean for group in groups if _place_is(group, place) and (mean := group.mean(number))])
+                if (values := [mean for group in groups if epsilon_of(group) == place and (mean := group.mean(number))])
             }
             axes.plot(list(means), list(means.values()), color=GREY, linestyle=style, marker="_", label=label)
         return
@@ -127,10 +127,6 @@ def _beside(axes: "Axes", groups: Sequence[Group], name: str, ticks: Mapping[flo
         axes.axhspan(level - spread, level + spread, color=GREY, alpha=0.15, linewidth=0)
     if level is not None:
         axes.axhline(level, color=GREY, linestyle="-.", label=label)
-
-
-def _place_is(group: Group, place: float) -> bool:
-    return epsilon_of(group) == place
 
 
 def _frontier(
